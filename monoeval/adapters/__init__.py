@@ -1,0 +1,1 @@
+"""Adapters from features to codes: sparse autoencoders, contrastive heads and their controls."""

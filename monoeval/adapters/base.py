@@ -1,0 +1,81 @@
+"""The contract of the adapter room: features go in, codes come out, dense or sparse."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from monoeval.backbones.features import FeatureSet
+from monoeval.data.images import Ints
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Codes with at most k non-zeros a row: never made dense unless a consumer asks."""
+
+    values: Tensor  # [n, k] float32; unused places are zero
+    indices: Tensor  # [n, k] int64 in [0, width)
+    width: int
+
+    def dense(self) -> Tensor:
+        """Scatter to [n, width] float32."""
+        return self.values.new_zeros(len(self.values), self.width).scatter_add_(1, self.indices, self.values)
+
+
+class Adapter(ABC):
+    """A map from features [n, D] to codes [n, M], fitted on training rows only."""
+
+    method: ClassVar[str]
+    seeded: ClassVar[bool] = True
+    """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
+    width: int
+
+    @abstractmethod
+    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:
+        """Fit on `rows` of `features` (all where None)."""
+
+    @abstractmethod
+    def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
+        """Codes of float32 features [n, D]: float32 [n, M], or sparse rows."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor needed to encode again; saved as safetensors."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        """The inverse of `state`."""
+
+    def report(self) -> dict[str, float]:
+        """Measures of the fit for the ledger, for example explained variance; empty where there are none."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A feature set seen through an adapter; computed when iterated."""
+
+    features: FeatureSet
+    adapter: Adapter
+    device: torch.device
+
+    @property
+    def width(self) -> int:
+        return self.adapter.width
+
+    def __len__(self) -> int:
+        return self.features.n
+
+    @torch.no_grad()
+    def chunks(self, rows: Ints | None = None, size: int = 4096) -> Iterator[Tensor | SparseRows]:
+        """Codes of `rows` in order, at most `size` rows at a time."""
+        for chunk_nd in self.features.chunks(rows, size):
+            yield self.adapter.encode(chunk_nd.to(self.device))
+
+    def dense(self, rows: Ints | None = None) -> Tensor:
+        """Codes of `rows` as one float32 tensor [n, M]; only where that fits in memory."""
+        parts = [c.dense() if isinstance(c, SparseRows) else c for c in self.chunks(rows)]
+        return torch.cat(parts) if parts else torch.empty(0, self.width, device=self.device)

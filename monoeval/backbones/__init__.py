@@ -1,0 +1,1 @@
+"""Pretrained backbones: names, loading, preprocessing, and features extracted once."""

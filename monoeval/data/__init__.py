@@ -1,0 +1,1 @@
+"""Images and labels, and everything that changes them: noise, corruption, shots, splits."""

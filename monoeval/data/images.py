@@ -1,0 +1,86 @@
+"""The contract of the data room: an `ImageSet`, and the specifications of data and of changes to images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monoeval.keys import key
+from monoeval.spec import Spec
+
+Image = NDArray[np.uint8]  # [H, W, 3], RGB
+Ints = NDArray[np.int64]
+
+
+class DataSpec(Spec):
+    """Where images and labels come from; `monoeval list data` names the kinds."""
+
+    name: str
+    """An embedded set, a hub id, or a folder (images, parquet, or a saved `datasets` folder)."""
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    limit: int | None = None
+    """At most this many rows a split, stratified by class and nested (a smaller limit is a subset)."""
+
+
+class Transform(Spec):
+    """A change to test images: a corruption of uint8 pixels or noise on the normalised tensor."""
+
+    name: str
+    stage: Literal["image", "tensor"]
+    severity: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images that are read one at a time, so that a set may be larger than memory.
+
+    `read(row)` returns a uint8 RGB array [H, W, 3]; it is picklable and safe to call from several threads.
+    `ids` are unique within the set and name an image wherever the set lies; `groups` are rows that belong
+    together (a writer, a domain), clustered by the statistics. `fingerprint` hashes pixels, labels and order.
+    """
+
+    name: str
+    labels: Ints  # [N], positions in class_names
+    class_names: tuple[str, ...]
+    ids: NDArray[np.str_]  # [N]
+    groups: Ints | None  # [N]
+    fingerprint: str
+    read: Callable[[int], Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Ints) -> "ImageSet":
+        """The same set restricted to `rows` [n], in that order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return replace(
+            self,
+            labels=self.labels[rows],
+            ids=self.ids[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            fingerprint=key([self.fingerprint, rows.tolist()]),
+            read=_Rows(self.read, rows),
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    read: Callable[[int], Image]
+    rows: Ints
+
+    def __call__(self, row: int) -> Image:
+        return self.read(int(self.rows[row]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as the suite uses it. Where a source has one split only, the loader divides it by a fixed rule."""
+
+    train: ImageSet
+    test: ImageSet

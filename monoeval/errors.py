@@ -1,0 +1,29 @@
+"""Errors a person reads: one sentence that says what was wrong and what to type instead."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MonoevalError(Exception):
+    """Something failed; the message is one sentence for a person, printed without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(MonoevalError):
+    """The command, recipe or data was asked for wrongly."""
+
+    exit_code = 2
+
+
+def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> UsageError:
+    """The error for a name nobody knows, with the nearest valid one."""
+    names = sorted(choices)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        advice = f"did you mean {near[0]!r}?"
+    elif len(names) <= 12:
+        advice = f"choose one of {', '.join(names)}."
+    else:
+        advice = f"`monoeval list {kind}s` shows all {len(names)}."
+    return UsageError(f"There is no {kind} named {word!r}: {advice}{' ' + hint if hint else ''}")

@@ -1,0 +1,1 @@
+"""Accuracy, monosemanticity and paired statistics: numbers with intervals."""

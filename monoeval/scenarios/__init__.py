@@ -1,0 +1,1 @@
+"""What each benchmark changes: labels, training rows, test images or domain."""

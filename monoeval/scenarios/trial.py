@@ -1,0 +1,60 @@
+"""The contract of the scenario room: a `Trial` says what is fitted and what it is scored on, without arrays."""
+
+from typing import Literal
+
+from monoeval.data.images import DataSpec, Transform
+from monoeval.spec import Spec
+
+
+class Shots(Spec):
+    """Train on `shots` rows of each class and tune on `validation` further ones; shots are nested in a draw."""
+
+    shots: int
+    validation: int
+    draw: int
+    repeat: int = 0
+
+
+class LabelNoise(Spec):
+    """Replace exactly floor(rate · N) training labels."""
+
+    kind: Literal["symmetric"]
+    rate: float
+    draw: int
+
+
+class Fit(Spec):
+    """What a probe is fitted on: trials with equal fits share one."""
+
+    rows: Shots | None = None
+    labels: LabelNoise | None = None
+
+
+class TestSet(Spec):
+    """What a probe is scored on."""
+
+    __test__ = False  # not a pytest class
+
+    data: DataSpec
+    transform: Transform | None = None
+    shared_classes: bool = False
+    """Match classes to the training set's by name, and score on the shared ones only."""
+
+
+class Trial(Spec):
+    """One score to be made: `fit` on the training rows of `data`, scored on `test`.
+
+    The seed columns are None where nothing is drawn, so equal work has one key whatever seed asked for it.
+    """
+
+    scenario: str
+    protocol: str
+    """What is measured, for example `label-noise/symmetric@0.8`; unlike protocols are never averaged."""
+    series: str
+    """What a curve is drawn through, for example `symmetric` or `gaussian_noise`."""
+    level: float
+    data: DataSpec
+    fit: Fit = Fit()
+    test: TestSet
+    draw: int | None = None
+    repeat: int = 0

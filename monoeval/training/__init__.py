@@ -1,0 +1,1 @@
+"""Pretraining of small backbones, with and without non-negativity."""
