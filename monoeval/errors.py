@@ -16,12 +16,17 @@ class UsageError(MonoevalError):
     exit_code = 2
 
 
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The one of `choices` most like `word`, if any is."""
+    return next(iter(get_close_matches(word, sorted(choices), n=1, cutoff=0.5)), None)
+
+
 def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> UsageError:
     """The error for a name nobody knows, with the nearest valid one."""
     names = sorted(choices)
-    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    near = nearest(word, names)
     if near:
-        advice = f"did you mean {near[0]!r}?"
+        advice = f"did you mean {near!r}?"
     elif len(names) <= 12:
         advice = f"choose one of {', '.join(names)}."
     else:

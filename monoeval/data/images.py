@@ -27,6 +27,11 @@ class DataSpec(Spec):
     """At most this many rows a split, stratified by class and nested (a smaller limit is a subset)."""
 
 
+def named_data(value: object) -> object:
+    """Read a bare name as the specification of that data set, wherever a recipe names data."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 class Transform(Spec):
     """A change to test images: a corruption of uint8 pixels or noise on the normalised tensor."""
 

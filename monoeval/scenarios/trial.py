@@ -1,9 +1,14 @@
 """The contract of the scenario room: a `Trial` says what is fitted and what it is scored on, without arrays."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from monoeval.data.images import DataSpec, Transform
 from monoeval.spec import Spec
+
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Shots(Spec):
@@ -19,7 +24,7 @@ class LabelNoise(Spec):
     """Replace exactly floor(rate · N) training labels."""
 
     kind: Literal["symmetric"]
-    rate: float
+    rate: Rate
     draw: int
 
 
@@ -37,8 +42,8 @@ class TestSet(Spec):
 
     data: DataSpec
     transform: Transform | None = None
-    shared_classes: bool = False
-    """Match classes to the training set's by name, and score on the shared ones only."""
+    shared_with: DataSpec | None = None
+    """Score only classes that this set has too, matched by name; None: all classes are the training set's."""
 
 
 class Trial(Spec):

@@ -1,0 +1,213 @@
+"""Recipes: what a study compares, on which data, under which scenarios. Reading one never imports torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from monoeval.adapters.registry import controls_for, spec_of
+from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import DataSpec, named_data
+from monoeval.errors import UsageError, nearest, unknown
+from monoeval.keys import key
+from monoeval.probes.spec import ProbeSpec
+from monoeval.scenarios import AnyScenario
+from monoeval.spec import Spec
+
+
+def _named(field: str) -> BeforeValidator:
+    """Accept a bare name where a recipe holds a specification with one telling field."""
+    return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
+
+
+class Arm(Spec):
+    """One line of every table: a backbone, an adapter, and what it is held against."""
+
+    name: str
+    backbone: str
+    """A name under `backbones`."""
+    method: str = "identity"
+    params: dict[str, int | float | str | bool] = {}  # noqa: RUF012 (pydantic copies defaults)
+    baseline: str | None = None
+    controls: tuple[str, ...] = ()
+
+    @property
+    def adapter(self) -> AdapterSpec:
+        return AdapterSpec(method=self.method, params=self.params)
+
+
+class Recipe(Spec):
+    """A study. Either `backbones` and `arms` are listed outright, or `models` × `methods` expand to them."""
+
+    name: str = "suite"
+    note: str | None = None
+    """Shown above the report."""
+    data: Annotated[DataSpec, BeforeValidator(named_data)] = DataSpec(name="digits")
+    seeds: Annotated[int, Field(ge=1)] = 3
+    """Seeds 0 … seeds − 1 redraw noise and shots, refit adapters, and pretrain the recipe's backbones again."""
+    models: tuple[Annotated[BackboneSpec, _named("model")], ...] = ()
+    methods: tuple[Annotated[AdapterSpec, _named("method")], ...] = ()
+    backbones: dict[str, BackboneSpec] = {}  # noqa: RUF012 (pydantic copies defaults)
+    arms: tuple[Arm, ...] = ()
+    probe: ProbeSpec = ProbeSpec()
+    scenarios: Annotated[tuple[Annotated[AnyScenario, Field(discriminator="name"), _named("name")], ...],
+                         Field(min_length=1)]  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if bool(self.models) == bool(self.arms):
+            raise ValueError("give either models (with methods) or arms (with backbones)")
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError("two arms have the same name")
+        for arm in self.arms:
+            if arm.backbone not in self.backbones:
+                raise ValueError(str(unknown("backbone", arm.backbone, self.backbones)))
+            for other in (*((arm.baseline,) if arm.baseline else ()), *arm.controls):
+                if other not in names:
+                    raise ValueError(str(unknown("arm", other, names)))
+        for backbone in (*self.models, *self.backbones.values()):
+            if (backbone.model is None) == (backbone.pretrain is None):
+                raise ValueError("a backbone needs either model or pretrain")
+        repeated = [s.name for s in self.scenarios]
+        if len(set(repeated)) < len(repeated):
+            raise ValueError("a scenario is listed twice; give one entry several levels instead")
+        return self
+
+    def resolved(self) -> "Recipe":
+        """The same study with every arm and backbone written out."""
+        if self.arms:
+            for arm in self.arms:
+                spec_of(arm.adapter)
+            return self
+        backbones, arms = {}, []
+        for model in self.models:
+            label = str(model.model)
+            if label in backbones:
+                raise UsageError(f"The model {label} is listed twice: name each once.")
+            backbones[label] = model
+            arms += _expand(label, self.methods)
+        return self.model_copy(update={"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)})
+
+    def key(self) -> str:
+        """Names the run folder; the note does not count."""
+        return key(self.resolved().model_dump(mode="json", exclude={"note"}))
+
+
+def _expand(backbone: str, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
+    """Raw features, each method, and the controls that match it in width and sparsity."""
+    arms = {backbone: Arm(name=backbone, backbone=backbone)}
+
+    def add(spec: AdapterSpec, **held_against: Any) -> str:
+        name = f"{backbone} + {spec.method}"
+        same = Arm(name=name, backbone=backbone, method=spec.method, params=spec.params, **held_against)
+        if name in arms and arms[name].params != spec.params:
+            settings = ", ".join(f"{k} {v}" for k, v in sorted(spec.params.items()))
+            name, same = f"{name} ({settings})", same.model_copy(update={"name": f"{name} ({settings})"})
+        if name not in arms or held_against.get("controls"):
+            arms[name] = same
+        return name
+
+    for method in methods:
+        if spec_of(method).name == "identity":
+            continue
+        controls = tuple(add(control, baseline=backbone) for control in controls_for(method))
+        add(method, baseline=backbone, controls=controls)
+    return list(arms.values())
+
+
+def recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with the tool (beside the package, or inside it once built)."""
+    package = Path(__file__).parents[1]
+    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
+    """Read a recipe by name, by path, or from its fields.
+
+    Raises UsageError that names the file, the line and the nearest valid key.
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, dict):
+        return _parse(source, "the recipe", None)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+            raise UsageError(f"There is no recipe file {path}: `monoeval list recipes` shows those that come with monoeval.")
+        known = recipes()
+        if str(source) not in known:
+            raise unknown("recipe", str(source), known)
+        path = known[str(source)]
+    try:
+        text = path.read_text(encoding="utf-8")
+        fields, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Could not read the recipe {path} ({error}).") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} is not a recipe: expected keys such as data, arms and scenarios.")
+    fields.pop("environment", None)  # a resolved recipe from a run folder can be run again
+    return _parse({"name": path.stem, **fields}, str(path), node)
+
+
+def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe:
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as invalid:
+        error = invalid.errors(include_url=False)[0]
+        loc = error["loc"]
+        line = _line(node, loc)
+        where = f"{source}, line {line}" if line else source
+        shown = ".".join(str(part) for part in loc) or "recipe"
+        if error["type"] == "extra_forbidden":
+            fields_here = _fields_at(Recipe, loc[:-1])
+            near = nearest(str(loc[-1]), fields_here)
+            advice = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(fields_here)}."
+            raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
+        if error["type"] == "union_tag_invalid":
+            raise UsageError(f"{where}: {unknown('scenario', str(error['ctx']['tag']), _tags())}") from invalid
+        message = error["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
+
+
+def _tags() -> list[str]:
+    return [get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(AnyScenario)]
+
+
+def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
+    """The line of the deepest part of `loc` that the file itself holds (pydantic adds tags of its own)."""
+    if node is None:
+        return None
+    line = node.start_mark.line + 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(part)]
+            if found:
+                line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _fields_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are valid at `loc`."""
+    models = [model]
+    for part in loc:
+        inner = [f.annotation for m in models for name, f in m.model_fields.items() if name == part]
+        tagged = [m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))]
+        models = [m for annotation in inner for m in _models_in(annotation)] or tagged or models
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
