@@ -1,0 +1,239 @@
+"""The frozen learner: cached features → adapter codes → batched probes → scores.
+
+A learner turns a group of trials into scores and writes nothing but the cache, so it can run on another machine
+than the ledger's one writer.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monoeval.adapters.base import Codes, SparseRows
+from monoeval.adapters.store import fit_cached
+from monoeval.backbones.extract import extract
+from monoeval.backbones.features import FeatureSet
+from monoeval.backbones.load import Backbone, load_backbone
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import DataSpec, Ints, Transform
+from monoeval.data.label_noise import label_signal, realised
+from monoeval.data.transforms import corruption_table
+from monoeval.errors import MonoevalError
+from monoeval.keys import key
+from monoeval.metrics.scores import row_scores
+from monoeval.probes.problem import FittedProbe, Problem
+from monoeval.probes.select import fit_probes
+from monoeval.scenarios.trial import Trial
+from monoeval.suite.ledger import Predictions, Row
+from monoeval.suite.plan import Group, backbone_identity, fitted_rows, load, scored_classes, tested_rows
+from monoeval.training.pretrain import pretrain
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of the ledger with what its sidecars need."""
+
+    row: Row
+    trial: Trial
+    predictions: Predictions | None
+
+
+def score(group: Group, device: str) -> list[Score]:
+    """Make every score of `group`, in the order of its trials."""
+    started = time.perf_counter()
+    backbone, identity_key = _backbone(group, device)
+    train = load(group.trials[0].data).train
+    features = extract(backbone, identity_key, train, [None])[0]
+    adapter = fit_cached(group.arm.adapter, features, None, seed=group.adapter_seed, device=backbone.device)
+    codes = Codes(features, adapter, backbone.device)
+    scale = _scale(codes)
+
+    fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
+    problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
+    probes = fit_probes(codes.dense() / scale, problems, len(train.class_names), group.probe)
+    probe_of = dict(zip(fits, probes, strict=True))
+
+    by_test: dict[str, list[int]] = defaultdict(list)
+    for position, trial in enumerate(group.trials):
+        by_test[trial.test.model_dump_json()].append(position)
+    tests = _test_features(group, backbone, identity_key)
+    done: dict[int, Score] = {}
+    for positions in by_test.values():
+        first = group.trials[positions[0]]
+        rows, labels = tested_rows(first)
+        test_codes = Codes(tests[_features_of(first)], adapter, backbone.device)
+        some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
+        logits_pnc = _logits(test_codes, rows, some, scale, scored=scored_classes(first))
+        for position, probe, logits_nc in zip(positions, some, logits_pnc, strict=True):
+            trial = group.trials[position]
+            row = _row(group, position, backbone, probe, adapter.report())
+            done[position] = _scored(row, trial, logits_nc, labels)
+    seconds = (time.perf_counter() - started) / len(group.trials)
+    return [
+        Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
+        for s in (done[i] for i in range(len(group.trials)))
+    ]
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec_json: str, device: str) -> Backbone:
+    return load_backbone(BackboneSpec.model_validate_json(spec_json), device=device)
+
+
+def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
+    """The group's backbone, pretrained first where the recipe says so, and the key of its identity."""
+    data = group.trials[0].data
+    spec = group.backbone
+    identity_key = key(backbone_identity(spec, group.backbone_seed, data))
+    if spec.pretrain is not None:
+        folder = pretrain(spec.pretrain, load(data).train, seed=group.backbone_seed or 0, device=device)
+        spec = spec.model_copy(update={"model": str(folder), "pretrain": None})
+    return _loaded(spec.model_dump_json(), device), identity_key
+
+
+def _features_of(trial: Trial) -> tuple[str, str]:
+    """What test features are called for: the data set and the change to its images."""
+    transform = trial.test.transform
+    return trial.test.data.model_dump_json(), transform.model_dump_json() if transform else ""
+
+
+def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[tuple[str, str], FeatureSet]:
+    """Features of every test set of the group, one pass over the images of each data set."""
+    transforms: dict[str, dict[str, Transform | None]] = defaultdict(dict)
+    for trial in group.trials:
+        data, change = _features_of(trial)
+        transforms[data][change] = trial.test.transform
+    made = {}
+    for data, changes in transforms.items():
+        images = load(DataSpec.model_validate_json(data)).test
+        sets = extract(backbone, identity_key, images, list(changes.values()))
+        made.update({(data, change): features for change, features in zip(changes, sets, strict=True)})
+    return made
+
+
+def _scale(codes: Codes) -> float:
+    """Root-mean-square norm of the centred training codes, in float64: one L2 grid then fits every arm."""
+    total = torch.zeros(codes.width, dtype=torch.float64, device=codes.device)
+    squares = torch.zeros((), dtype=torch.float64, device=codes.device)
+    for chunk in codes.chunks():
+        if isinstance(chunk, SparseRows):
+            values = chunk.values.double()
+            total.scatter_add_(0, chunk.indices.flatten(), values.flatten())
+        else:
+            values = chunk.double()
+            total += values.sum(0)
+        squares += values.square().sum()
+    n = len(codes)
+    variance = float(squares / n - (total / n).square().sum())
+    if not np.isfinite(variance):
+        raise MonoevalError(f"The codes of {codes.adapter.method} are not finite: check the backbone's features.")
+    if variance <= 1e-12 * float(squares / n):
+        raise MonoevalError(
+            f"The codes of {codes.adapter.method} are the same for every image: nothing can be learned from them."
+        )
+    return float(np.sqrt(variance))
+
+
+def _problem(trial: Trial) -> Problem:
+    train = load(trial.data).train
+    rows, labels, validation = fitted_rows(trial.fit, load(trial.data))
+    return Problem(
+        rows=rows,
+        labels=labels,
+        validation_rows=validation,
+        validation_labels=None if validation is None else train.labels[validation],
+        groups=None if train.groups is None else train.groups[rows],
+    )
+
+
+def _logits(
+    codes: Codes, rows: Ints, probes: Sequence[FittedProbe], scale: float, scored: Ints
+) -> Iterator[NDArray[np.float32]]:
+    """Logits [n, C] of each probe; classes that are not scored cannot be predicted."""
+    weights_km = torch.cat([p.weights_cm for p in probes]) / scale
+    intercept_k = torch.cat([p.intercept_c for p in probes])
+    parts: list[Tensor] = []
+    for chunk in codes.chunks(rows):
+        dense = chunk.dense() if isinstance(chunk, SparseRows) else chunk
+        parts.append((dense @ weights_km.T + intercept_k).cpu())
+    width = len(probes[0].intercept_c)
+    logits_nk = torch.cat(parts).numpy() if parts else np.empty((0, len(intercept_k)), dtype=np.float32)
+    others = np.setdiff1d(np.arange(width), scored)
+    for p in range(len(probes)):
+        logits_nc = logits_nk[:, p * width : (p + 1) * width]
+        logits_nc[:, others] = -np.inf
+        yield logits_nc
+
+
+def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, report: dict[str, float]) -> Row:
+    trial = group.trials[position]
+    train = load(trial.data).train
+    noise, rate = trial.fit.labels, None
+    if noise is not None:
+        rate = realised(train.labels, fitted_rows(trial.fit, load(trial.data))[1], len(train.class_names))[0]
+    return Row(
+        **described(group, position),
+        model=backbone.name,
+        protocol=_protocol(trial, backbone.preprocess.image_size),
+        label_signal=label_signal(noise.rate if noise else 0.0, len(train.class_names))
+        if trial.scenario == "label-noise"
+        else None,
+        realised_rate=rate,
+        l2=probe.l2,
+        l2_at_edge=probe.at_edge,
+        converged=probe.converged,
+        adapter=report,
+    )
+
+
+def described(group: Group, position: int) -> dict[str, object]:
+    """The fields of a row that are known before anything is computed."""
+    trial = group.trials[position]
+    return {
+        "key": group.keys[position],
+        "arm": group.arm.name,
+        "baseline": group.arm.baseline,
+        "controls": group.arm.controls,
+        "method": group.arm.method,
+        "conditional": group.backbone.pretrain is None,
+        "backbone_seed": group.backbone_seed,
+        "adapter_seed": group.adapter_seed,
+        "draw": trial.draw,
+        "repeat": trial.repeat,
+        "scenario": trial.scenario,
+        "series": trial.series,
+        "level": trial.level,
+    }
+
+
+def _protocol(trial: Trial, size: int) -> str:
+    if trial.scenario != "corruption":
+        return trial.protocol
+    return trial.protocol.replace("/onthefly/", f"/{corruption_table(size)}.onthefly/") + f"/{size}"
+
+
+def _scored(row: Row, trial: Trial, logits_nc: NDArray[np.float32], labels: Ints) -> Score:
+    if not len(labels):
+        return Score(row.model_copy(update={"status": "empty", "error": "no test row was scored"}), trial, None)
+    if np.isnan(logits_nc).any():
+        bad = int(np.isnan(logits_nc).any(axis=1).sum())
+        error = f"{bad} of {len(labels)} test rows have scores that are not numbers"
+        return Score(row.model_copy(update={"status": "nan", "error": error}), trial, None)
+    rows = row_scores(logits_nc, labels)
+    return Score(
+        row.model_copy(
+            update={
+                "rows": len(labels),
+                "accuracy": float((rows.prediction == labels).mean()),
+                "log_loss": float(rows.log_loss.mean(dtype=np.float64)),
+            }
+        ),
+        trial,
+        Predictions(**vars(rows)),
+    )

@@ -1,0 +1,171 @@
+"""The ledger: one JSON line a score, written last, beside the per-row predictions it summarises."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from monoeval.data.images import Ints
+from monoeval.errors import MonoevalError
+from monoeval.files import atomic, cannot_write
+from monoeval.spec import Spec
+
+SCHEMA = 1
+
+
+class Row(Spec):
+    """One score. This is the documented schema of a line of `results.jsonl`."""
+
+    schema_version: int = SCHEMA
+    key: str
+    """Equal where everything that decides the score is equal; rows are shared between runs by it."""
+    status: Literal["ok", "failed", "nan", "empty"] = "ok"
+    error: str | None = None
+
+    arm: str
+    baseline: str | None
+    controls: tuple[str, ...]
+    model: str
+    """The resolved name of the backbone."""
+    method: str
+    conditional: bool
+    """The backbone is the same for every seed, so intervals do not cover its training."""
+    backbone_seed: int | None
+    adapter_seed: int | None
+    draw: int | None
+    """Seed of noise or shots. A row belongs to study seed u where each seed is None or u."""
+    repeat: int = 0
+    """Draws within a seed, averaged before statistics."""
+
+    scenario: str
+    series: str
+    level: float
+    protocol: str
+    label_signal: float | None = None
+    """(1 − r) − r/(K − 1); a level without signal is a negative control."""
+    realised_rate: float | None = None
+    """Share of training labels that were changed."""
+
+    test: str | None = None
+    """`tests/<test>.parquet`: row ids, labels and groups."""
+    predictions: str | None = None
+    """`predictions/<key>.parquet`: row, prediction, log-loss, max-softmax, energy."""
+    rows: int = 0
+    accuracy: float | None = None
+    log_loss: float | None = None
+
+    l2: float | None = None
+    l2_at_edge: bool = False
+    """The chosen L2 is the last of a grid that could not be extended further."""
+    converged: bool = True
+    adapter: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """Measures of the adapter's fit."""
+    seconds: float = 0.0
+    """Time of the whole group divided by its scores; the only field that differs between equal runs."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is kept of each test row [n], in the order of the test set."""
+
+    prediction: NDArray[np.int32]
+    log_loss: NDArray[np.float32]
+    max_softmax: NDArray[np.float32]
+    energy: NDArray[np.float32]
+
+
+class Ledger:
+    """A run folder opened by its one writer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "results.jsonl"
+        self._lock = FileLock(folder / ".lock", blocking=False)
+
+    def __enter__(self) -> "Ledger":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise MonoevalError(
+                f"Another monoeval process is writing {self.folder}: wait for it to finish, or choose another --out."
+            ) from None
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        self._drop_half_line()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _drop_half_line(self) -> None:
+        """A kill can cut the last line short; what it described is made again."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as stream:
+            whole = stream.read().rfind(b"\n") + 1
+            stream.truncate(whole)
+
+    def rows(self) -> list[Row]:
+        return read_rows(self.folder)
+
+    def add_test(self, name: str, ids: Sequence[str], labels: Ints, groups: Ints | None) -> None:
+        """Write a test set's ids, labels and groups, once."""
+        path = self.folder / "tests" / f"{name}.parquet"
+        if path.exists():
+            return
+        group = pa.nulls(len(labels), pa.int64()) if groups is None else pa.array(groups)
+        table = pa.table({"row_id": pa.array(list(map(str, ids))), "label": pa.array(labels), "group": group})
+        with atomic(path) as temporary:
+            pq.write_table(table, temporary)
+
+    def add_predictions(self, row: Row, predictions: Predictions) -> None:
+        """Write the per-row outcome of a score; its line in the ledger comes after."""
+        columns = {name: pa.array(values) for name, values in vars(predictions).items()}
+        table = pa.table({"row": pa.array(np.arange(len(predictions.prediction), dtype=np.int32)), **columns})
+        with atomic(self.folder / str(row.predictions)) as temporary:
+            pq.write_table(table, temporary)
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add lines in one write and flush them to disk."""
+        text = "".join(row.model_dump_json() + "\n" for row in rows)
+        try:
+            with self.path.open("ab") as stream:
+                stream.write(text.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            self._drop_half_line()
+            raise cannot_write(self.path, error) from error
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run; where a score was made again the last line counts. A half-written last line is dropped."""
+    path = folder / "results.jsonl"
+    if not path.exists():
+        return []
+    latest: dict[tuple[str, str], Row] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            fields = json.loads(line)
+            if fields.get("schema_version") != SCHEMA:
+                raise MonoevalError(
+                    f"{path}, line {number} has schema {fields.get('schema_version')}, this version reads {SCHEMA}: "
+                    "run it again with --fresh."
+                )
+            row = Row.model_validate(fields)
+        except ValueError as error:
+            raise MonoevalError(f"{path}, line {number} is damaged: delete that line and run again.") from error
+        latest.pop((row.arm, row.key), None)
+        latest[row.arm, row.key] = row
+    return list(latest.values())

@@ -1,0 +1,203 @@
+"""From a recipe to the scores that are to be made, each with its key. No torch, no images decoded."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from monoeval.adapters.registry import METHODS
+from monoeval.backbones.resolve import identity
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import Data, DataSpec, Ints
+from monoeval.data.label_noise import symmetric
+from monoeval.data.load import load_data
+from monoeval.data.splits import shots
+from monoeval.errors import UsageError
+from monoeval.keys import key
+from monoeval.probes.spec import ProbeSpec
+from monoeval.scenarios.trial import Fit, Trial
+from monoeval.spec import Spec
+from monoeval.suite.recipe import Arm, Recipe
+from monoeval.training.keys import pretrained_key
+
+SCHEMA = 1
+"""Raised whenever equal specifications would give other scores than before."""
+
+
+class Group(Spec):
+    """Trials of one arm that share backbone, adapter and draw, and so one set of training codes.
+
+    A group is what a worker is sent: it holds no arrays, and its composition depends on the recipe alone, so a
+    resumed run solves the same batches as an undisturbed one.
+    """
+
+    arm: Arm
+    backbone: BackboneSpec
+    backbone_seed: int | None
+    """None where the recipe does not pretrain the backbone: it is the same for every seed."""
+    adapter_seed: int | None
+    draw: int | None
+    probe: ProbeSpec
+    trials: tuple[Trial, ...]
+    keys: tuple[str, ...]
+    """One key a trial, in their order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All groups of a recipe, in the order they run."""
+
+    recipe: Recipe
+    groups: tuple[Group, ...]
+
+    @property
+    def scores(self) -> int:
+        return sum(len(group.keys) for group in self.groups)
+
+
+@cache
+def data_of(spec_json: str) -> Data:
+    """Load each data set once in a process; called with `DataSpec.model_dump_json()`."""
+    return load_data(DataSpec.model_validate_json(spec_json))
+
+
+def load(spec: DataSpec) -> Data:
+    """`load_data`, once in a process."""
+    return data_of(spec.model_dump_json())
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Expand `recipe` and check, before anything heavy starts, that every trial can be made.
+
+    Raises UsageError for unknown names, too few rows for the shots asked, or domains without shared classes.
+    """
+    recipe = recipe.resolved()
+    trials: dict[int | None, list[Trial]] = {}
+    for seed in range(recipe.seeds):
+        for scenario in recipe.scenarios:
+            for trial in scenario.trials(recipe.data, seed):
+                same_draw = trials.setdefault(trial.draw, [])
+                if trial not in same_draw:
+                    same_draw.append(trial)
+    for trial in (trial for some in trials.values() for trial in some):
+        check(trial)
+    groups: dict[tuple[object, ...], Group] = {}
+    for seed in range(recipe.seeds):
+        for arm in recipe.arms:
+            backbone = recipe.backbones[arm.backbone]
+            backbone_seed = seed if backbone.pretrain else None
+            adapter_seed = seed if METHODS[arm.method].seeded else None
+            for draw, some in trials.items():
+                if draw not in (None, seed):
+                    continue
+                place = (arm.name, backbone_seed, adapter_seed, draw)
+                if place in groups:
+                    continue
+                part = {"arm": arm, "backbone": backbone, "backbone_seed": backbone_seed,
+                        "adapter_seed": adapter_seed, "draw": draw, "probe": recipe.probe}  # fmt: skip
+                keys = _keys(arm, backbone, backbone_seed, adapter_seed, recipe, some)
+                groups[place] = Group.model_validate({**part, "trials": tuple(some), "keys": keys})
+    return Plan(recipe, tuple(sorted(groups.values(), key=_order(recipe))))
+
+
+def _order(recipe: Recipe):  # type: ignore[no-untyped-def]
+    """One backbone after the other, so that each is loaded once."""
+    backbones = list(recipe.backbones)
+    arms = [arm.name for arm in recipe.arms]
+
+    def place(group: Group) -> tuple[int, ...]:
+        seeds = (-1 if s is None else s for s in (group.backbone_seed, group.adapter_seed, group.draw))
+        backbone_seed, adapter_seed, draw = seeds
+        return backbone_seed, backbones.index(group.arm.backbone), arms.index(group.arm.name), adapter_seed, draw
+
+    return place
+
+
+def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) -> dict[str, object]:
+    """All that decides the features and is known without loading the model."""
+    if backbone.pretrain is None:
+        return identity(backbone)
+    made = pretrained_key(backbone.pretrain, load(data).train.fingerprint, seed or 0)
+    return {"pretrained": made, "layer": backbone.layer, "pool": backbone.pool, "precision": backbone.precision}
+
+
+def _keys(
+    arm: Arm,
+    backbone: BackboneSpec,
+    backbone_seed: int | None,
+    adapter_seed: int | None,
+    recipe: Recipe,
+    trials: list[Trial],
+) -> tuple[str, ...]:
+    shared = {
+        "schema": SCHEMA,
+        "backbone": backbone_identity(backbone, backbone_seed, recipe.data),
+        "adapter": arm.adapter,
+        "adapter_seed": adapter_seed,
+        "probe": recipe.probe,
+    }
+    keys = []
+    for trial in trials:
+        test = load(trial.test.data).test
+        source = load(trial.data).train
+        fields = trial.model_dump(mode="json", exclude={"data": True, "test": {"data", "shared_with"}})
+        decides = {**shared, "trial": fields, "train": source.fingerprint, "test": test.fingerprint}
+        if trial.test.shared_with is not None:
+            decides["classes"] = list(shared_classes(trial))
+        keys.append(key(decides))
+    return tuple(keys)
+
+
+def check(trial: Trial) -> None:
+    """Resolve what a trial needs, so that a study that cannot be finished never starts."""
+    fitted_rows(trial.fit, load(trial.data))
+    shared_classes(trial)
+
+
+def fitted_rows(fit: Fit, data: Data) -> tuple[Ints, Ints, Ints | None]:
+    """Training rows [n], their labels [n], and validation rows (None: cross-validate) of a fit."""
+    labels = data.train.labels
+    if fit.labels is not None:
+        labels = symmetric(labels, len(data.train.class_names), fit.labels.rate, fit.labels.draw)
+    if fit.rows is None:
+        return np.arange(len(labels)), labels, None
+    asked = fit.rows
+    rows, validation = shots(
+        labels, data.train.class_names, asked.shots, asked.validation, asked.draw, asked.repeat
+    )
+    return rows, labels[rows], validation
+
+
+def shared_classes(trial: Trial) -> tuple[str, ...]:
+    """Names of the training classes that the trial scores, in training order."""
+    names = load(trial.data).train.class_names
+    if trial.test.shared_with is None:
+        return names
+    tested = set(load(trial.test.data).test.class_names) & set(load(trial.test.shared_with).test.class_names)
+    shared = tuple(name for name in names if name in tested)
+    if len(shared) < 2:
+        others = [n for n in load(trial.test.data).test.class_names if n not in names] or sorted(tested)
+        raise UsageError(
+            f"{trial.data.name} and {trial.test.data.name} share {len(shared)} of {len(names)} classes by name "
+            f"(source: {_some(names)}; target: {_some(others)}): rename the target's classes to match."
+        )
+    return shared
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def scored_classes(trial: Trial) -> Ints:
+    """Positions, among the training classes, of those that can be predicted."""
+    names = load(trial.data).train.class_names
+    return np.array([names.index(name) for name in shared_classes(trial)], dtype=np.int64)
+
+
+def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
+    """Test rows [n] that are scored, and their labels [n] as positions in the training classes."""
+    train, test = load(trial.data).train, load(trial.test.data).test
+    positions = {train.class_names[p]: p for p in scored_classes(trial)}
+    mapped = np.array([positions.get(name, -1) for name in test.class_names], dtype=np.int64)[test.labels]
+    rows = np.flatnonzero(mapped >= 0)
+    return rows, mapped[rows]

@@ -1,0 +1,217 @@
+"""Run a recipe: what is missing is made group by group, and each group is on disk before the next starts."""
+
+import logging
+import platform
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monoeval import progress
+from monoeval.backbones.resolve import check_available, resolve
+from monoeval.errors import MonoevalError
+from monoeval.files import atomic
+from monoeval.keys import key
+from monoeval.suite.ledger import Ledger, Row, read_rows
+from monoeval.suite.plan import Group, Plan, described, load, make_plan, tested_rows
+from monoeval.suite.recipe import Recipe, load_recipe
+
+log = logging.getLogger("monoeval")
+LIBRARIES = ("monoeval", "torch", "timm", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its rows, in the order of the plan."""
+
+    folder: Path
+    rows: list[Row]
+    made: int
+    """Scores computed now; the rest were there already."""
+
+    @property
+    def failed(self) -> list[Row]:
+        """Rows that are not a score: a failed trial, a NaN, or no row to score."""
+        return [row for row in self.rows if row.status != "ok"]
+
+
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    *,
+    out: str | Path = "runs",
+    device: str = "auto",
+    fresh: bool = False,
+    debug: bool = False,
+) -> Run:
+    """Run `recipe` (a name, a file, its fields, or a `Recipe`) and write its ledger and report.
+
+    Scores that the run folder, or a sibling run with equal keys, has already are not made again.
+    Raises MonoevalError; a trial that fails is a row with status `failed`, and the others go on.
+    """
+    plan = make_plan(load_recipe(recipe))
+    folder = run_folder(plan.recipe, Path(out))
+    todo = missing(plan, read_rows(folder)) if not fresh else list(plan.groups)
+    if todo:
+        for backbone in {g.arm.backbone: g.backbone for g in todo}.values():
+            if backbone.pretrain is None:
+                check_available(backbone)
+    with Ledger(folder) as ledger:
+        if fresh:
+            _start_anew(folder)
+        _write_recipe(plan.recipe, folder)
+        _import_siblings(plan, ledger)
+        todo = missing(plan, ledger.rows())
+        before = sum(row.status == "ok" for row in ledger.rows())
+        with progress.bar("Scoring", sum(len(g.keys) for g in todo), "scores") as advance:
+            for group in todo:
+                _make(group, ledger, device, debug)
+                advance(len(group.keys))
+        rows = _in_plan_order(plan, ledger.rows())
+        if todo or not (folder / "report.html").exists():
+            from monoeval.report import write
+
+            write(folder)
+    return Run(folder, rows, made=sum(row.status == "ok" for row in rows) - before)
+
+
+def run_folder(recipe: Recipe, out: Path) -> Path:
+    """`out/name-data-hash`: the same recipe always has the same folder."""
+    data = Path(recipe.data.name).name.replace(" ", "_") or "data"
+    return out / f"{recipe.name}-{data}-{recipe.key()[:6]}"
+
+
+def missing(plan: Plan, rows: Iterable[Row]) -> list[Group]:
+    """Groups that lack a score; a failed one is tried again."""
+    done = {(row.arm, row.key) for row in rows if row.status == "ok"}
+    return [g for g in plan.groups if any((g.arm.name, k) not in done for k in g.keys)]
+
+
+def _make(group: Group, ledger: Ledger, device: str, debug: bool) -> None:
+    """Score one group and write it: sidecars first, then its lines at once."""
+    from monoeval.suite.frozen import score
+
+    done = {row.key for row in ledger.rows() if row.status == "ok" and row.arm == group.arm.name}
+    try:
+        scores = score(group, device)
+    except MonoevalError as error:
+        if error.exit_code == 2 or debug:
+            raise
+        ledger.append(_failures(group, done, str(error)))
+        log.warning("%s failed: %s", group.arm.name, error)
+        return
+    except Exception as error:
+        if debug:
+            raise
+        ledger.append(_failures(group, done, f"{type(error).__name__}: {error}".splitlines()[0]))
+        log.warning("%s failed (%s): run again with --debug to see where.", group.arm.name, error)
+        return
+    lines = []
+    for made in scores:
+        if made.row.key in done:
+            continue
+        row = made.row
+        if made.predictions is not None:
+            test = load(made.trial.test.data).test
+            tested, labels = tested_rows(made.trial)
+            name = f"{Path(made.trial.test.data.name).name}-{key([test.fingerprint, tested.tolist()])[:8]}"
+            groups = None if test.groups is None else test.groups[tested]
+            ledger.add_test(name, test.ids[tested].tolist(), labels, groups)
+            row = row.model_copy(update={"test": name, "predictions": f"predictions/{row.key}.parquet"})
+            ledger.add_predictions(row, made.predictions)
+        lines.append(row)
+    ledger.append(lines)
+
+
+def _failures(group: Group, done: set[str], error: str) -> list[Row]:
+    resolved = group.backbone.pretrain.objective if group.backbone.pretrain else resolve(group.backbone).name
+    return [
+        Row.model_validate(
+            {**described(group, i), "model": resolved, "protocol": trial.protocol, "status": "failed", "error": error}
+        )
+        for i, trial in enumerate(group.trials)
+        if group.keys[i] not in done
+    ]
+
+
+def _in_plan_order(plan: Plan, rows: Iterable[Row]) -> list[Row]:
+    by_key = {(row.arm, row.key): row for row in rows}
+    planned = [(g.arm.name, k) for g in plan.groups for k in g.keys]
+    return [by_key[place] for place in planned if place in by_key]
+
+
+def _import_siblings(plan: Plan, ledger: Ledger) -> None:
+    """Copy scores with equal keys from other runs beside this one."""
+    wanted: dict[str, list[tuple[Group, int]]] = {}
+    for group in missing(plan, ledger.rows()):
+        for i, k in enumerate(group.keys):
+            wanted.setdefault(k, []).append((group, i))
+    have = {(row.arm, row.key) for row in ledger.rows() if row.status == "ok"}
+    siblings = sorted(p.parent for p in ledger.folder.parent.glob("*/results.jsonl") if p.parent != ledger.folder)
+    for sibling in siblings if wanted else ():
+        try:
+            rows = [r for r in read_rows(sibling) if r.status == "ok" and r.key in wanted]
+        except MonoevalError as error:
+            log.warning("Scores of %s were not taken over: %s", sibling, error)
+            continue
+        lines = []
+        for row in rows:
+            for group, i in wanted[row.key]:
+                if (group.arm.name, row.key) in have or not _copy_sidecars(row, sibling, ledger.folder):
+                    continue
+                have.add((group.arm.name, row.key))
+                lines.append(row.model_copy(update=described(group, i)))
+        if lines:
+            ledger.append(lines)
+
+
+def _copy_sidecars(row: Row, source: Path, target: Path) -> bool:
+    for relative in (f"tests/{row.test}.parquet", str(row.predictions)):
+        if (target / relative).exists():
+            continue
+        if not (source / relative).exists():
+            return False
+        with atomic(target / relative) as temporary:
+            shutil.copyfile(source / relative, temporary)
+    return True
+
+
+def _start_anew(folder: Path) -> None:
+    for name in ("predictions", "tests", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("results.jsonl", "report.html", "report.md", "report.csv"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    """The resolved recipe with the versions and hardware it first ran on."""
+    path = folder / "recipe.yaml"
+    if path.exists():
+        return
+    fields = {**recipe.model_dump(mode="json", exclude_defaults=True), "environment": environment()}
+    for scenario, dumped in zip(recipe.scenarios, fields["scenarios"], strict=True):
+        dumped.update(scenario.model_dump(mode="json"))
+    with atomic(path) as temporary:
+        temporary.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, without importing any of the libraries."""
+    found = {"python": platform.python_version(), "system": platform.system(), "processor": _processor()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
