@@ -1,0 +1,61 @@
+"""What goes to the terminal: results to stdout, progress and warnings to stderr."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from monoeval import progress
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class _Bars:
+    """One rich display; bars nest, and all is quiet when stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._display: Progress | None = None
+
+    @contextmanager
+    def __call__(self, description: str, total: int | None, unit: str) -> Iterator[progress.Advance]:
+        outermost = self._display is None
+        if self._display is None:
+            self._display = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=err,
+                transient=True,
+                disable=not err.is_terminal,
+            )
+            self._display.start()
+        display = self._display
+        task = display.add_task(description, total=total, unit=unit)
+        try:
+            yield lambda count: display.advance(task, count)
+        finally:
+            display.remove_task(task)
+            if outermost:
+                display.stop()
+                self._display = None
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(f"[yellow]{record.levelname.lower()}:[/yellow]", record.getMessage(), soft_wrap=True)
+
+
+def install() -> None:
+    """Show monoeval's progress and warnings; libraries keep theirs to themselves."""
+    progress.show_on(_Bars())
+    logger = logging.getLogger("monoeval")
+    logger.handlers = [_Warnings()]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

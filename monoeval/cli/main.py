@@ -1,0 +1,72 @@
+"""The `monoeval` command: its subcommands, and how errors leave it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from monoeval import __version__
+from monoeval.cli import cache, console, doctor, listing, pretrain, probe, report, suite
+from monoeval.errors import MonoevalError
+
+app = typer.Typer(
+    help="Evaluate the robustness of vision backbones, with and without monosemantic adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Evaluate the robustness of vision backbones, with and without monosemantic adapters."""
+
+
+app.command()(suite.suite)
+app.command()(probe.probe)
+app.command()(pretrain.pretrain)
+app.command()(report.report)
+app.command("list")(listing.listing)
+app.command()(doctor.doctor)
+app.add_typer(cache.app, name="cache")
+
+
+def main() -> None:
+    """Run the command line. Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    console.install()
+    try:
+        app(prog_name="monoeval")
+    except MonoevalError as error:
+        if debug:
+            raise
+        console.err.print("[red]error:[/red]", str(error), soft_wrap=True, markup=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.err.print("Stopped. What was finished is kept: the same command goes on from there.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).splitlines()[0] if str(error) else ""
+        console.err.print(
+            f"[red]error:[/red] something unexpected happened ({type(error).__name__}: {text}): "
+            "run again with --debug to see where, and report it.",
+            soft_wrap=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,70 @@
+"""Options that several commands share, declared once."""
+
+from typing import Annotated
+
+import typer
+
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import DataSpec
+from monoeval.errors import UsageError
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="Backbone: an alias, timm or open_clip name, file.py:factory or folder. Repeat it."),
+]
+Method = Annotated[list[str] | None, typer.Option("--method", help="Adapter, e.g. sae. Repeat it, or use commas.")]
+DataName = Annotated[
+    str | None, typer.Option("--data", "-d", help="digits, a hub id, or a folder of images or parquet.")
+]
+Target = Annotated[str | None, typer.Option(help="The shifted data set of the ood scenario.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it cannot be guessed.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
+Split = Annotated[
+    list[str] | None, typer.Option(help="Name of the training split, then of the test split, where they can't be guessed.")
+]
+Limit = Annotated[int | None, typer.Option(min=2, help="At most this many images a split, stratified by class.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 … N−1.")]
+Weights = Annotated[str, typer.Option(help="pretrained, random, or a checkpoint file.")]
+Layer = Annotated[str | None, typer.Option(help="Layer to read, by name or block index.")]
+Pool = Annotated[str | None, typer.Option(help="How tokens become one vector: token, avg, max.")]
+ImageSize = Annotated[int | None, typer.Option(min=8, help="Pixels a side, instead of the model's own.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Out = Annotated[str, typer.Option(help="Folder that holds the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Score everything again instead of resuming.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def split_commas(values: list[str] | None) -> list[str]:
+    """Repeated options and comma lists are the same."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def backbone_specs(
+    models: list[str], weights: str, layer: str | None, pool: str | None, image_size: int | None, precision: str
+) -> list[BackboneSpec]:
+    """One specification a model; the other options hold for all of them."""
+    shared = {"weights": weights, "layer": layer, "pool": pool, "image_size": image_size, "precision": precision}
+    plain = BackboneSpec(model="any").model_dump()
+    idle = [name for name, value in shared.items() if value != plain[name]]
+    if idle and not models:
+        raise UsageError(f"--{idle[0].replace('_', '-')} speaks of a model: name it with --model.")
+    return [BackboneSpec.model_validate({"model": model, **shared}) for model in models]
+
+
+def data_spec(
+    name: str | None, image_column: str | None, label_column: str | None, splits: list[str] | None
+) -> DataSpec | None:
+    """The specification of `--data`, or None where it was not given."""
+    if name is None:
+        return None
+    names = split_commas(splits)
+    return DataSpec(
+        name=name,
+        image_column=image_column,
+        label_column=label_column,
+        train_split=names[0] if names else None,
+        test_split=names[1] if len(names) > 1 else None,
+    )

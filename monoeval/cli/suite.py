@@ -1,0 +1,67 @@
+"""`monoeval suite`: run a recipe."""
+
+from typing import Annotated
+
+import typer
+
+from monoeval.cli import options as o
+from monoeval.cli.outcome import show_plan, show_run
+
+
+def suite(
+    model: o.Model = None,
+    method: o.Method = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="label-noise, input-noise, corruption, few-shot, ood or clean. Repeat it.")
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or a name from `monoeval list recipes`.")]
+    = "quickstart",  # fmt: skip
+    data: o.DataName = None,
+    target: o.Target = None,
+    seeds: o.Seeds = None,
+    limit: o.Limit = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    split: o.Split = None,
+    weights: o.Weights = "pretrained",
+    layer: o.Layer = None,
+    pool: o.Pool = None,
+    image_size: o.ImageSize = None,
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    out: o.Out = "runs",
+    as_json: o.AsJson = False,
+    dry_run: o.DryRun = False,
+    fresh: o.Fresh = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run the scenarios of a recipe (the quickstart without --recipe) and report them.
+
+    --model, --method, --data, --scenario and --seeds each replace that part of the recipe. Running the same
+    command again resumes, or shows the finished report.
+    """
+    from monoeval.adapters.spec import AdapterSpec
+    from monoeval.data.images import DataSpec
+    from monoeval.suite.recipe import changed, load_recipe
+
+    models = o.split_commas(model)
+    study = changed(
+        load_recipe(recipe),
+        name="+".join(_short(m) for m in models) if models else None,
+        models=o.backbone_specs(models, weights, layer, pool, image_size, precision),
+        methods=[AdapterSpec(method=name) for name in o.split_commas(method)],
+        data=o.data_spec(data, image_column, label_column, split),
+        target=DataSpec(name=target) if target else None,
+        scenarios=o.split_commas(scenario),
+        seeds=seeds,
+        limit=limit,
+    )
+    if dry_run:
+        show_plan(study, out, as_json)
+        return
+    show_run(study, out=out, device=device, fresh=fresh, as_json=as_json, debug=debug)
+
+
+def _short(model: str) -> str:
+    """A model's name as part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rstrip("/").split("/")[-1])
