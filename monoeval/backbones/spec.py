@@ -10,7 +10,7 @@ class PretrainSpec(Spec):
 
     objective: Literal["simclr", "ncl"]
     network: str = "tiny"
-    epochs: int = 20
+    epochs: int = 25
     batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -18,6 +18,10 @@ class PretrainSpec(Spec):
     width: int = 128
     """Width of the features and of the projector's output."""
     image_size: int = 16
+    crop: float = 0.4
+    """The smallest share of an image's area that a random view keeps."""
+    flip: bool = False
+    """Mirror half of the views; wrong for digits and letters."""
 
 
 class BackboneSpec(Spec):

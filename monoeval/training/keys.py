@@ -1,0 +1,23 @@
+"""Where a pretrained network lies, known without torch so that a plan can name it."""
+
+from pathlib import Path
+
+from monoeval.backbones.spec import PretrainSpec
+from monoeval.files import cache_dir
+from monoeval.keys import key
+
+FORMAT = 1
+"""Raised whenever the same spec, images and seed would give other weights or another description."""
+
+STEM = "backbone"
+"""The two files of the folder are `backbone.json` and `backbone.safetensors`."""
+
+
+def pretrained_key(spec: PretrainSpec, data_fingerprint: str, seed: int) -> str:
+    """The content key of the network that `spec` gives on the images of `data_fingerprint`."""
+    return key(["pretrained", FORMAT, spec, data_fingerprint, seed])
+
+
+def pretrained_folder(spec: PretrainSpec, data_fingerprint: str, seed: int) -> Path:
+    """The folder in the cache that `pretrain` writes, whether or not it exists yet."""
+    return cache_dir() / "pretrained" / pretrained_key(spec, data_fingerprint, seed)
