@@ -1,0 +1,197 @@
+"""Runs of small recipes: complete, resumable after a kill at any moment, and honest about failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import monoeval
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.suite.ledger import Row, read_rows
+from monoeval.suite.run import run
+
+TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}
+RECIPE: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"name": "digits", "limit": 100},
+    "seeds": 2,
+    "backbones": {"CL": TINY},
+    "arms": [
+        {"name": "CL", "backbone": "CL"},
+        {
+            "name": "CL + sae",
+            "backbone": "CL",
+            "method": "sae",
+            "params": {"width_factor": 2, "k": 4, "epochs": 2},
+            "baseline": "CL",
+            "controls": ["CL + relu"],
+        },
+        {"name": "CL + relu", "backbone": "CL", "method": "relu", "baseline": "CL"},
+    ],
+    "probe": {"l2": [1e-3, 1e-1]},
+    "scenarios": [
+        "clean",
+        {"name": "label-noise", "rates": [0, 0.4]},
+        {"name": "input-noise", "kinds": ["gaussian"], "levels": [0.4]},
+        {"name": "few-shot", "shots": [1, 2], "repeats": 2},
+        {"name": "ood", "target": {"name": "digits-printed", "limit": 100}},
+    ],
+}
+
+
+def comparable(rows: list[Row]) -> dict[tuple[str, str], dict[str, object]]:
+    return {(r.arm, r.key): r.model_dump(exclude={"seconds"}) for r in rows}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+        rows = monoeval.run(RECIPE, out=folder / "runs")
+    return folder, rows
+
+
+def test_every_planned_score_is_there_with_its_sidecars(undisturbed: tuple[Path, list[Row]]) -> None:
+    folder, rows = undisturbed
+    run_folder = next((folder / "runs").iterdir())
+    # per seed and arm: clean 1, label noise 2, input noise 1, few-shot 2 × 2 repeats, ood 2
+    assert len(rows) == 2 * 3 * (1 + 2 + 1 + 4 + 2)
+    assert {row.status for row in rows} == {"ok"}
+    for row in rows:
+        assert (run_folder / f"tests/{row.test}.parquet").is_file()
+        assert (run_folder / str(row.predictions)).is_file()
+    assert {p.name for p in run_folder.iterdir()} >= {"recipe.yaml", "results.jsonl", "report.html", "report.md"}
+    assert not list(run_folder.rglob("*.tmp"))
+
+
+def test_accuracy_is_that_of_the_predictions_kept(undisturbed: tuple[Path, list[Row]]) -> None:
+    import pyarrow.parquet as pq
+
+    folder, rows = undisturbed
+    run_folder = next((folder / "runs").iterdir())
+    for row in rows[::7]:
+        labels = pq.read_table(run_folder / f"tests/{row.test}.parquet")["label"].to_numpy()
+        kept = pq.read_table(run_folder / str(row.predictions))
+        assert row.rows == len(labels)
+        assert row.accuracy == pytest.approx(np.mean(kept["prediction"].to_numpy() == labels))
+        assert row.log_loss == pytest.approx(np.mean(kept["log_loss"].to_numpy()), rel=1e-5)
+
+
+def test_realised_noise_is_the_floor_of_the_rate(undisturbed: tuple[Path, list[Row]]) -> None:
+    noisy = [row for row in undisturbed[1] if row.protocol == "label-noise/symmetric@0.4"]
+    assert {row.realised_rate for row in noisy} == {0.4}
+    assert {row.label_signal for row in noisy} == {pytest.approx(0.6 - 0.4 / 9)}
+
+
+def test_running_again_makes_nothing_and_gives_the_same_rows(undisturbed: tuple[Path, list[Row]]) -> None:
+    folder, rows = undisturbed
+    again = run(RECIPE, out=folder / "runs")
+    assert again.made == 0
+    assert again.rows == rows
+
+
+def test_more_arms_and_seeds_take_over_what_is_there(
+    undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = undisturbed
+    monkeypatch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+    pca = {"name": "CL + l2norm", "backbone": "CL", "method": "l2norm", "baseline": "CL"}
+    more = run({**RECIPE, "arms": [*RECIPE["arms"], pca]}, out=folder / "runs")
+    assert more.made == len(rows) // 3
+    old = comparable(rows)
+    assert {k: v for k, v in comparable(more.rows).items() if k in old} == old
+    seeded = run({**RECIPE, "seeds": 3}, out=folder / "runs")
+    assert seeded.made == len(rows) // 2
+    assert run({**RECIPE, "seeds": 1}, out=folder / "runs").made == 0
+
+
+@pytest.mark.parametrize("moment", [0.15, 0.5, 0.85])
+def test_killed_at_any_moment_it_finishes_with_the_same_rows(
+    undisturbed: tuple[Path, list[Row]], tmp_path: Path, moment: float
+) -> None:
+    _, rows = undisturbed
+    recipe = tmp_path / "tiny.json"
+    recipe.write_text(json.dumps(RECIPE))
+    code = (
+        "import json, sys, monoeval; print('ready', flush=True);"
+        f"monoeval.run(json.load(open({str(recipe)!r})), out={str(tmp_path / 'runs')!r})"
+    )
+    environment = {**os.environ, "MONOEVAL_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    ledger = tmp_path / "runs"
+    wanted, deadline = int(moment * len(rows)), time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        written = sum(p.read_bytes().count(b"\n") for p in ledger.glob("*/results.jsonl"))
+        if written >= wanted:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = next(iter(ledger.glob("*/results.jsonl")), None)
+    assert before is not None
+    survived = len(read_rows(before.parent))
+    assert survived < len(rows), "the kill came too late to test anything"
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    assert "Traceback" not in finished.stderr
+    assert comparable(read_rows(before.parent)) == comparable(rows)
+
+
+def test_too_many_shots_stop_before_anything_starts(tmp_path: Path) -> None:
+    greedy = {**RECIPE, "scenarios": [{"name": "few-shot", "shots": [16]}]}
+    with pytest.raises(UsageError, match="class"):
+        run(greedy, out=tmp_path)
+    assert not list(tmp_path.rglob("results.jsonl"))
+
+
+def test_a_failing_group_is_a_row_and_the_others_go_on(
+    undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import monoeval.suite.frozen as frozen
+
+    monkeypatch.setenv("MONOEVAL_CACHE", str(undisturbed[0] / "cache"))
+    score = frozen.score
+
+    def fails_for_relu(group: Any, device: str) -> Any:
+        if group.arm.method == "relu":
+            raise MonoevalError("planted")
+        return score(group, device)
+
+    monkeypatch.setattr(frozen, "score", fails_for_relu)
+    broken = run(RECIPE, out=tmp_path)
+    assert {row.arm for row in broken.failed} == {"CL + relu"}
+    assert {row.error for row in broken.failed} == {"planted"}
+    assert len(broken.rows) == len(undisturbed[1])
+    monkeypatch.setattr(frozen, "score", score)
+    mended = run(RECIPE, out=tmp_path)
+    assert not mended.failed
+    assert comparable(mended.rows) == comparable(undisturbed[1])
+
+
+def test_scores_that_are_not_numbers_are_marked(
+    undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import monoeval.suite.frozen as frozen
+
+    monkeypatch.setenv("MONOEVAL_CACHE", str(undisturbed[0] / "cache"))
+    monkeypatch.setattr(frozen, "_scale", lambda _: float("nan"))
+    monkeypatch.setattr(frozen, "fit_probes", lambda codes, *rest: _nan_probes(codes, *rest))
+    broken = run({**RECIPE, "scenarios": ["clean"], "seeds": 1}, out=tmp_path)
+    assert {row.status for row in broken.rows} == {"nan"}
+    assert len(broken.failed) == len(broken.rows) == 3
+
+
+def _nan_probes(codes: Any, problems: Any, n_classes: int, spec: Any) -> Any:  # noqa: ARG001
+    import torch
+
+    from monoeval.probes.problem import FittedProbe
+
+    weights = torch.full((n_classes, codes.shape[1]), float("nan"))
+    return [FittedProbe(weights, torch.zeros(n_classes), 1.0, 0.0, False, True) for _ in problems]
