@@ -85,7 +85,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as the suite uses it. Where a source has one split only, the loader divides it by a fixed rule."""
+    """A data set as the suite uses it. A source with one split only is divided by a fixed rule."""
 
     train: ImageSet
     test: ImageSet

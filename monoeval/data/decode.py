@@ -1,0 +1,86 @@
+"""Any picture a person may have, as uint8 RGB."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from monoeval.data.images import Image
+from monoeval.errors import MonoevalError
+
+# What Pillow raises on broken files, by format; UnidentifiedImageError is an OSError.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+
+
+def to_rgb(image: "Pillow.Image | NDArray[Any] | bytes | Path", name: str = "An image") -> Image:
+    """Decode `image` to uint8 RGB [H, W, 3]; `name` (a file or row) is what errors call it.
+
+    EXIF orientation is applied. Transparency is laid on white, the page that icons and clip art are drawn for;
+    black would hide dark drawings. 16-bit grey is divided by 257, so that 65,535 becomes 255. CMYK, also
+    Adobe's inverted JPEGs, is converted without a colour profile. Of an animation the first frame is taken.
+    Arrays are uint8, bool or uint16 of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+    Raises MonoevalError for a missing or damaged file, or pixels of another kind.
+    """
+    if isinstance(image, np.ndarray):
+        return _array(image, name)
+    if isinstance(image, Pillow.Image):
+        return _decode(image, name)
+    if isinstance(image, Path):
+        name = str(image) if name == "An image" else name
+        try:
+            image = image.read_bytes()
+        except OSError as error:
+            reason = error.strerror
+            raise MonoevalError(f"{name} cannot be read ({reason}): put it back, then run again.") from error
+    try:
+        with Pillow.open(io.BytesIO(image)) as opened:
+            return _decode(opened, name)
+    except _BROKEN as error:
+        raise _damaged(name, error) from error
+
+
+def _decode(image: Pillow.Image, name: str) -> Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            return _array(np.asarray(image), name)
+        if image.has_transparency_data:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # palettes with transparency given as bytes
+                image = image.convert("RGBA")
+            image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, "white"), image)
+        return np.array(image.convert("RGB"))
+    except (*_BROKEN, Pillow.DecompressionBombError) as error:
+        raise _damaged(name, error) from error
+
+
+def _array(pixels: NDArray[Any], name: str) -> Image:
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype != np.uint8:
+        wide = pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535
+        # Signed 32-bit is how Pillow holds some 16-bit greys; 8-bit values in a wider type would come out black.
+        if not wide or pixels.dtype not in (np.dtype("uint16"), np.dtype(">u2"), np.dtype("int32")):
+            raise MonoevalError(f"{name} holds {pixels.dtype} pixels: convert it to 8-bit RGB or 16-bit grey.")
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise MonoevalError(f"{name} has the shape {pixels.shape}: images are [H, W] or [H, W, 1, 3 or 4].")
+    if pixels.shape[2] == 4:
+        return _decode(Pillow.fromarray(np.ascontiguousarray(pixels)), name)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _damaged(name: str, error: Exception) -> MonoevalError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image"  # Pillow's own words name an object in memory
+    return MonoevalError(f"{name} is damaged ({reason}): delete it or replace it, then run again.")

@@ -1,0 +1,100 @@
+"""Folders of images: one folder a class, in split folders or not."""
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from monoeval.data.decode import to_rgb
+from monoeval.data.fingerprint import file_keys
+from monoeval.data.images import DataSpec, Image
+from monoeval.data.source import Source, Splits
+from monoeval.errors import UsageError
+
+log = logging.getLogger("monoeval")
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SPLIT_FOLDERS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Reads images by path; the state of a pickled copy is these paths."""
+
+    root: str
+    names: tuple[str, ...]
+
+    def __call__(self, row: int) -> Image:
+        return to_rgb(Path(self.root) / self.names[row])
+
+
+def folder_splits(root: Path, spec: DataSpec) -> Splits:
+    """The splits of an image folder; where it has none, one split with the empty name.
+
+    `train` beside class folders of its own makes a split layout, and so does naming folders as splits (a folder
+    a domain, each with class folders). Raises UsageError where there is no class folder.
+    """
+    inside = _folders(root)
+    if not inside:
+        raise UsageError(
+            f"{root} has no class folders: put each class's images in a folder of their own ({root}/cat/1.jpg)."
+        )
+    asked = {name for name in (spec.train_split, spec.test_split) if name}
+    splits = [name for name in inside if name in asked or name.lower() in SPLIT_FOLDERS]
+    is_split = asked or any(name.lower() in SPLIT_FOLDERS[:2] and _folders(root / name) for name in splits)
+    if not is_split:
+        return {"": partial(_source, root, "")}
+    return {name: partial(_source, root, name) for name in (inside if asked else splits)}
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{root} cannot be read ({error.strerror}): make it readable, then run again.") from error
+
+
+def _source(root: Path, split: str) -> Source:
+    folder = root / split
+    names: list[str] = []
+    labels: list[int] = []
+    classes: list[str] = []
+    for name in _folders(folder):
+        images = _images(folder / name)
+        if not images:
+            log.warning("%s has no images and is left out.", folder / name)
+            continue
+        labels += [len(classes)] * len(images)
+        classes.append(name)
+        names += [path.relative_to(root).as_posix() for path in images]
+    if not names:
+        raise UsageError(
+            f"{folder} has no images in class folders ({', '.join(s[1:] for s in SUFFIXES)}): check the path."
+        )
+    return Source(
+        labels=np.array(labels, dtype=np.int64),
+        names=tuple(classes),
+        ids=np.array(names),
+        keys=file_keys(root, [root / name for name in names]),
+        read=_Read(str(root.resolve()), tuple(names)),
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    """Images anywhere under `folder`, sorted; hidden files and other kinds of files are passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): make it readable, then run again.")
+
+    found = []
+    for where, _, inside in os.walk(folder, onerror=refuse, followlinks=True):
+        found += [Path(where) / name for name in inside if _is_image(name)]
+    return sorted(found)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")

@@ -1,0 +1,196 @@
+"""From the name a person types to training and test images."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from monoeval.data.embedded import EMBEDDED
+from monoeval.data.images import Data, DataSpec, ImageSet
+from monoeval.data.source import Source, Splits
+from monoeval.data.splits import held_out, stratified_limit
+from monoeval.errors import UsageError, nearest
+from monoeval.keys import key
+
+log = logging.getLogger("monoeval")
+
+ALIASES = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "food101": "ethz/food101",
+    "imagenet-1k": "ILSVRC/imagenet-1k",
+    "imagenet-100": "clane9/imagenet-100",
+    "mnist": "ylecun/mnist",
+    "svhn": "ufldl-stanford/svhn:cropped_digits",
+    "tiny-imagenet": "zh-plus/tiny-imagenet",
+}
+"""Short names for hub ids; `owner/name:configuration` where a data set has several."""
+
+DATASETS: dict[str, str] = {
+    "digits": "handwritten digits, 8 × 8, 10 classes, embedded (scikit-learn)",
+    "digits-printed": "printed digits, 8 × 8, 10 classes, embedded: an ood target for digits",
+    **{name: f"hub: {hub}" for name, hub in ALIASES.items()},
+    "OWNER/NAME[:CONFIGURATION]": "a data set of the Hugging Face hub with an image and a label column",
+    "./FOLDER": "images in class folders (train/cat/1.jpg or cat/1.jpg), parquet, or a saved `datasets` folder",
+}
+"""What `monoeval list data` shows: a name to type and one line about it."""
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev")
+
+
+def load_data(spec: DataSpec) -> Data:
+    """Training and test images of `spec`, nothing decoded yet.
+
+    `name` is an embedded set, a folder (it starts with `.`, `/` or `~`, or exists), a short name or a hub id.
+    Splits are those named, else train and test (or validation, where test is missing or has no labels). Where
+    there is only one, 30 % of each class are held out for test by a hash of the row's id, the same everywhere.
+    Classes are matched by name; those without a row in either split are left out, with a warning.
+    Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels.
+    """
+    data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
+    if spec.limit is None:
+        return data
+    return Data(train=_limited(data.train, spec.limit), test=_limited(data.test, spec.limit))
+
+
+def _limited(images: ImageSet, limit: int) -> ImageSet:
+    return images.take(stratified_limit(images.labels, limit))
+
+
+def _embedded(spec: DataSpec) -> Data:
+    if any((spec.image_column, spec.label_column, spec.train_split, spec.test_split)):
+        raise UsageError(f"{spec.name} is embedded and has its own columns and splits: name none of them.")
+    return EMBEDDED[spec.name]()
+
+
+def _found(spec: DataSpec) -> Data:
+    name, splits = _splits(spec)
+    train, test = _choose(name, splits, spec)
+    names = _class_names(name, train, test)
+    train_set = _image_set(name, train, names)
+    if test is not None:
+        return Data(train=train_set, test=_image_set(name, test, names))
+    kept, held = held_out(train_set.labels, train_set.ids)
+    if not len(held):
+        raise UsageError(f"{name} has too few images to hold some out for test: add images or a test split.")
+    return Data(train=train_set.take(kept), test=train_set.take(held))
+
+
+def _splits(spec: DataSpec) -> tuple[str, Splits]:
+    path = Path(spec.name).expanduser()
+    if spec.name.startswith((".", "/", "~")) or path.exists():
+        return path.resolve().name, _folder_splits(path, spec)
+    hub = ALIASES.get(spec.name, spec.name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", hub):
+        near = nearest(spec.name, [*EMBEDDED, *ALIASES])
+        advice = f"did you mean {near!r}?" if near else "`monoeval list data` shows the names."
+        raise UsageError(
+            f"There is no data set named {spec.name!r}: {advice} A folder is written as ./{spec.name.lstrip('/')}."
+        )
+    from monoeval.data.hub import hub_splits
+
+    return spec.name, hub_splits(hub, spec)
+
+
+def _folder_splits(path: Path, spec: DataSpec) -> Splits:
+    if not path.exists():
+        raise UsageError(f"There is no folder {path}: check the path.")
+    if path.is_file():
+        raise UsageError(f"{path} is a file: name the folder that it lies in.")
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        from monoeval.data.tables import saved_splits
+
+        return saved_splits(path, spec)
+    try:
+        if next(path.iterdir(), None) is None:
+            raise UsageError(f"{path} is empty: check the path.")
+        has_parquet = any(True for _ in path.rglob("*.parquet"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): make it readable, then run again.") from error
+    if has_parquet:
+        from monoeval.data.tables import parquet_splits
+
+        return parquet_splits(path, spec)
+    from monoeval.data.folders import folder_splits
+
+    return folder_splits(path, spec)
+
+
+def _choose(name: str, splits: Splits, spec: DataSpec) -> tuple[Source, Source | None]:
+    """The training and the test split; no test split where the training one is to be divided."""
+    listed = ", ".join(sorted(splits))
+    for asked in (spec.train_split, spec.test_split):
+        if asked is not None and asked not in splits:
+            near = nearest(asked, splits)
+            advice = f"did you mean {near!r}?" if near else "choose one of those with --split."
+            raise UsageError(f"{name} has no split {asked!r}, only {listed or 'one without a name'}: {advice}")
+    trains = [spec.train_split] if spec.train_split else [s for s in TRAIN_NAMES if s in splits]
+    if not trains and len(splits) == 1:
+        trains = list(splits)
+    if not trains:
+        raise UsageError(
+            f"{name} has the splits {listed}, and none is called train: choose one with --split, "
+            f"for example --split {min(splits)}."
+        )
+    train = _labelled(name, trains[0], splits[trains[0]]())
+    if spec.test_split is not None:
+        same = spec.test_split == trains[0]
+        return train, None if same else _labelled(name, spec.test_split, splits[spec.test_split]())
+    candidates = [s for s in TEST_NAMES if s in splits and s != trains[0]]
+    for number, candidate in enumerate(candidates):
+        source = splits[candidate]()
+        if number < len(candidates) - 1 and len(source.labels) and (source.labels < 0).all():
+            continue  # benchmarks keep the labels of their test split; validation is then what is scored
+        return train, _labelled(name, candidate, source)
+    return train, None
+
+
+def _labelled(name: str, split: str, source: Source) -> Source:
+    called = f"{name} ({split})" if split else name
+    if not len(source.labels):
+        raise UsageError(f"{called} has no rows: choose another split with --split.")
+    unlabelled = int((source.labels < 0).sum())
+    if unlabelled:
+        raise UsageError(
+            f"{called} has {unlabelled} of {len(source.labels)} rows without a label: remove them, or choose "
+            "another column with --label-column."
+        )
+    return source
+
+
+def _class_names(name: str, train: Source, test: Source | None) -> tuple[str, ...]:
+    """Names of the classes with training rows, in the source's order (the test split brings no new ones)."""
+    present = {train.names[i] for i in np.unique(train.labels)}
+    tested = present if test is None else {test.names[i] for i in np.unique(test.labels)}
+    names = tuple(n for n in train.names if n in present)
+    if len(names) < 2:
+        raise UsageError(f"{name} has one class ({names[0]}): at least two are needed, a folder or a label each.")
+    strangers = sorted(tested - present)
+    if strangers:
+        raise UsageError(
+            f"{name} has test images of {len(strangers)} classes without training images "
+            f"({', '.join(strangers[:5])}): add some, or remove the class."
+        )
+    if len(present) < len(train.names):
+        empty = [n for n in train.names if n not in present]
+        log.warning(
+            "%s has no images of %d classes (%s); they are left out.", name, len(empty), ", ".join(empty[:5])
+        )
+    return names
+
+
+def _image_set(name: str, source: Source, class_names: tuple[str, ...]) -> ImageSet:
+    position = {n: i for i, n in enumerate(class_names)}
+    labels = np.array([position.get(n, -1) for n in source.names], dtype=np.int64)[source.labels]
+    return ImageSet(
+        name=name,
+        labels=labels,
+        class_names=class_names,
+        ids=source.ids,
+        groups=None,
+        fingerprint=key([list(source.keys), source.ids.tolist(), labels.tolist(), list(class_names)]),
+        read=source.read,
+    )

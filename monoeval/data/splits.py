@@ -1,0 +1,101 @@
+"""Which rows: limits, shots, folds and held-out parts. All are functions of their arguments alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monoeval.data.images import Ints
+from monoeval.errors import UsageError
+from monoeval.keys import draw_seed
+
+HELD_OUT = 0.3
+
+
+def stratified_limit(labels: Ints, n: int) -> Ints:
+    """At most `n` row numbers of `labels` [N], sorted; the rows for a smaller n are among those for a larger.
+
+    Classes take turns, so counts are as equal as class sizes allow. Within a class the order is shuffled, as
+    sources are often sorted by something (a writer, a camera). Raises UsageError where n < 1.
+    """
+    if n < 1:
+        raise UsageError(f"A limit of {n} rows leaves nothing: choose 1 or more with --limit.")
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        turn[np.random.default_rng(draw_seed("limit", int(label))).permutation(rows)] = np.arange(len(rows))
+    return np.sort(np.lexsort((labels, turn))[:n])
+
+
+def shots(
+    labels: Ints, class_names: Sequence[str], shots: int, validation: int, draw: int, repeat: int = 0
+) -> tuple[Ints, Ints]:
+    """Rows of `shots` training and `validation` further rows of each class, both sorted.
+
+    Training rows are the first of a permutation of the class and validation rows its last, so within one
+    (draw, repeat) fewer shots are a subset of more, and validation rows are in no larger setting's training rows.
+    Raises UsageError naming a class with fewer than shots + validation rows.
+    """
+    train, held = [], []
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < shots + validation:
+            raise UsageError(
+                f"Class {name!r} has {len(rows)} training rows, and {shots} shots with {validation} validation "
+                f"rows need {shots + validation}: ask for fewer shots."
+            )
+        rows = np.random.default_rng(draw_seed("shots", name, draw, repeat)).permutation(rows)
+        train.append(rows[:shots])
+        held.append(rows[len(rows) - validation :])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
+
+
+def folds(labels: Ints, n_folds: int, groups: Ints | None = None, seed: int = 0) -> NDArray[np.int64]:
+    """The fold [N] of each row, 0 … n_folds − 1, with classes spread evenly.
+
+    Rows of a group share a fold where there are at least as many groups as folds and no fold would be empty.
+    A class may have fewer rows than there are folds. Raises UsageError where there are fewer rows than folds.
+    """
+    if not 2 <= n_folds <= len(labels):
+        raise UsageError(f"{len(labels)} rows cannot be cut into {n_folds} folds: choose 2 to {len(labels)}.")
+    if groups is not None and len(np.unique(groups)) >= n_folds:
+        fold = _grouped(labels, n_folds, groups, seed)
+        if np.bincount(fold, minlength=n_folds).all():
+            return fold
+    rng = np.random.default_rng(draw_seed("folds", seed))
+    # Dealing the classes one after the other, without starting again, also keeps the folds of equal size.
+    order = np.lexsort((rng.permutation(len(labels)), labels))
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[order] = np.arange(len(labels)) % n_folds
+    return fold
+
+
+def _grouped(labels: Ints, n_folds: int, groups: Ints, seed: int) -> NDArray[np.int64]:
+    import warnings
+
+    from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped]
+
+    # scikit-learn refuses where every class is smaller than n_folds; then only the groups are kept.
+    strata = labels if np.bincount(labels).max() >= n_folds else np.zeros_like(labels)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=draw_seed("folds", seed) % 2**32)
+    fold = np.zeros(len(labels), dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds is fine here
+        for number, (_, rows) in enumerate(splitter.split(strata, strata, groups)):
+            fold[rows] = number
+    return fold
+
+
+def held_out(labels: Ints, ids: NDArray[np.str_]) -> tuple[Ints, Ints]:
+    """Train and test rows, sorted, of a source without a test split: 30 % of each class by a hash of the id.
+
+    A class keeps at least one training row; which rows are held out does not depend on their order.
+    """
+    train, test = [], []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort([draw_seed("held-out", str(name)) for name in ids[rows]])]
+        count = min(round(HELD_OUT * len(rows)), len(rows) - 1)
+        test.append(rows[:count])
+        train.append(rows[count:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
