@@ -1,8 +1,9 @@
 """The contract of the adapter room: features go in, codes come out, dense or sparse."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Self
 
 import torch
@@ -26,16 +27,19 @@ class SparseRows:
 
 
 class Adapter(ABC):
-    """A map from features [n, D] to codes [n, M], fitted on training rows only."""
+    """A map from features [n, D] to codes [n, M], fitted on training rows only.
+
+    A method is built with its validated settings (`registry.Method.settings`). After `fit` or `restore`, `width`
+    is M. `fit` may record `measures` of itself, which are stored with it.
+    """
 
     method: ClassVar[str]
-    seeded: ClassVar[bool] = True
-    """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
     width: int
+    measures: Mapping[str, float] = MappingProxyType({})
 
     @abstractmethod
     def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:
-        """Fit on `rows` of `features` (all where None)."""
+        """Fit on `rows` of `features` (all where None); a method without random draws ignores `seed`."""
 
     @abstractmethod
     def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
@@ -51,7 +55,7 @@ class Adapter(ABC):
 
     def report(self) -> dict[str, float]:
         """Measures of the fit for the ledger, for example explained variance; empty where there are none."""
-        return {}
+        return dict(self.measures)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ import logging
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 
 from monoeval import bundles, progress
+from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.spec import PretrainSpec
-from monoeval.data.images import Image, ImageSet
+from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
 from monoeval.training import networks
@@ -20,6 +20,7 @@ from monoeval.training.augment import Augmentation
 from monoeval.training.contrastive import OBJECTIVES
 from monoeval.training.keys import FORMAT, STEM, pretrained_folder
 
+CROP_PCT = 1.0  # the whole central square: these images are small already
 WARM_UP = 0.2  # share of the steps; NCL collapses without one
 FEW_ALIVE = 0.05
 
@@ -31,8 +32,8 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
 
     The folder is in the cache, named by everything that decides the weights; a whole one is returned at once.
     It holds `backbone.safetensors` (the network of `networks.build`) and `backbone.json`: network, width,
-    image_size, non_negative, mean and std (of RGB in [0, 1]), and how the training went. The same seed on the
-    same machine gives the same bits. AdamW with warm-up and cosine decay; the last, smaller batch of an epoch
+    image_size, crop_pct, non_negative, mean and std (of RGB in [0, 1]), and how the training went. The same seed on
+    the same machine gives the same bits. AdamW with warm-up and cosine decay; the last, smaller batch of an epoch
     is left out. Raises MonoevalError where the loss is not finite, UsageError where there are fewer than two
     images.
     """
@@ -57,6 +58,7 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
                 "network": spec.network,
                 "width": spec.width,
                 "image_size": spec.image_size,
+                "crop_pct": CROP_PCT,
                 "non_negative": network.non_negative,
                 "objective": spec.objective,
                 "seed": seed,
@@ -68,20 +70,11 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
     return folder
 
 
-def square(image: Image, size: int) -> Image:
-    """The central square of `image`, resized to uint8 [size, size, 3]: averaged down, cubic up."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    cut = image[top : top + side, left : left + side]
-    how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(cut, (size, size), interpolation=how), dtype=np.uint8)
-
-
 def _train(
     spec: PretrainSpec, images: ImageSet, seed: int, device: torch.device
 ) -> tuple[networks.Tiny, dict[str, object]]:
-    pixels = np.stack([square(images.read(row), spec.image_size) for row in range(len(images))])
+    squares = Preprocess(image_size=spec.image_size, crop_pct=CROP_PCT)
+    pixels = np.stack([squares.image(images.read(row)) for row in range(len(images))])
     mean, std = _moments(pixels)
     data = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
     centre = torch.tensor(mean, device=device).view(1, 3, 1, 1)

@@ -10,12 +10,13 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from monoeval import bundles
+from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.training import networks
 from monoeval.training.keys import STEM, pretrained_folder, pretrained_key
-from monoeval.training.pretrain import pretrain, square, warm_cosine
+from monoeval.training.pretrain import pretrain, warm_cosine
 
 CPU = torch.device("cpu")
 
@@ -39,11 +40,16 @@ def digits(count: int, start: int = 0) -> ImageSet:
     )
 
 
+def squares(images: ImageSet, size: int) -> np.ndarray:
+    preprocess = Preprocess(image_size=size, crop_pct=1.0)
+    return np.stack([preprocess.image(images.read(row)) for row in range(len(images))])
+
+
 def features(folder, images: ImageSet) -> np.ndarray:
     tensors, about = bundles.read(folder, STEM)
     network = networks.build(about["network"], about["width"], about["image_size"], about["non_negative"]).eval()
     network.load_state_dict(tensors)
-    pixels = np.stack([square(images.read(row), about["image_size"]) for row in range(len(images))])
+    pixels = squares(images, about["image_size"])
     scaled = (pixels / 255 - about["mean"]) / about["std"]
     with torch.no_grad():
         return network(torch.tensor(scaled, dtype=torch.float32).permute(0, 3, 1, 2)).numpy()
@@ -82,7 +88,7 @@ def test_the_description_says_what_is_needed_to_build_the_network_again():
     folder = pretrain(spec, images, seed=3, device=CPU)
     assert folder == pretrained_folder(spec, images.fingerprint, 3)
     about = json.loads((folder / "backbone.json").read_text())
-    grey = np.stack([square(images.read(row), 16) for row in range(100)])[..., 0] / 255
+    grey = squares(images, 16)[..., 0] / 255
     assert about["mean"] == pytest.approx([grey.mean()] * 3)
     assert about["std"] == pytest.approx([grey.std()] * 3)
     assert about["steps"] == 2
@@ -142,10 +148,7 @@ def test_a_key_changes_with_whatever_decides_the_weights_and_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_square_takes_the_centre_and_the_schedule_warms_up_and_ends_low():
-    wide = np.zeros((4, 8, 3), dtype=np.uint8)
-    wide[:, 2:6] = 200
-    assert (square(wide, 2) == 200).all()
+def test_the_schedule_warms_up_and_ends_low():
     shares = [warm_cosine(step, 100, 0.2) for step in range(100)]
     assert np.argmax(shares) == 20
     assert shares[20] == 1

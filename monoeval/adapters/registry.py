@@ -1,0 +1,130 @@
+"""The methods by name, known without importing any of them."""
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+from pydantic import ValidationError
+
+from monoeval.adapters.settings import (
+    DictionarySettings,
+    NoSettings,
+    PCASettings,
+    TrainedDictionarySettings,
+)
+from monoeval.adapters.spec import AdapterSpec
+from monoeval.errors import UsageError, unknown
+from monoeval.spec import Spec
+
+if TYPE_CHECKING:
+    from monoeval.adapters.base import Adapter
+
+GROUP = "monoeval.adapters"
+"""The entry-point group of methods from other packages; each entry names a `Method` in a module without torch."""
+
+log = logging.getLogger("monoeval")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to turn features into codes, as a recipe may name it."""
+
+    name: str
+    target: str
+    """`module:Class` of an `Adapter` that takes `settings`, imported when it is built."""
+    description: str
+    settings: type[Spec] = NoSettings
+    is_control: bool = False
+    seeded: bool = True
+    """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
+
+
+_SIMPLE = "monoeval.adapters.simple"
+_SAE = "monoeval.adapters.sae"
+_BUILT_IN = (
+    Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
+    Method("sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings),
+    Method(
+        "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",
+        DictionarySettings, is_control=True,
+    ),
+    Method("relu", f"{_SIMPLE}:Rectified", "the features' positive parts", is_control=True, seeded=False),
+    Method("l2norm", f"{_SIMPLE}:UnitLength", "each row divided by its length", is_control=True, seeded=False),
+    Method(
+        "standardize", f"{_SIMPLE}:Standardised", "each feature with mean zero and variance one",
+        is_control=True, seeded=False,
+    ),
+    Method("pca", f"{_SIMPLE}:PCA", "whitened principal components", PCASettings, is_control=True, seeded=False),
+)  # fmt: skip
+
+
+def _collect(entries: "tuple[EntryPoint, ...]") -> tuple[dict[str, Method], dict[str, str]]:
+    """All methods, and for each name that cannot be used the reason why."""
+    methods, refused = {method.name: method for method in _BUILT_IN}, {}
+    for entry in entries:
+        package = entry.dist.name if entry.dist else entry.value
+        if entry.name in methods:
+            refused[entry.name] = f"{package} offers a method named {entry.name!r}, which exists already"
+            continue
+        try:
+            method = entry.load()
+        except Exception as error:  # another package's code: it must not take this one down
+            log.warning(
+                "The method %r of %s could not be imported (%s) and is left out.", entry.name, package, error
+            )
+            continue
+        if isinstance(method, Method) and method.name == entry.name:
+            methods[entry.name] = method
+        else:
+            log.warning("The method %r of %s is not a Method of that name and is left out.", entry.name, package)
+    return methods, refused
+
+
+METHODS, _REFUSED = _collect(tuple(entry_points(group=GROUP)))
+
+
+def spec_of(spec: AdapterSpec) -> Method:
+    """The method that `spec` names, once its params are known to be valid.
+
+    Raises UsageError for an unknown method, a name that two packages claim, or wrong params.
+    """
+    _settings(spec)
+    return METHODS[spec.method]
+
+
+def build(spec: AdapterSpec) -> "Adapter":
+    """An adapter ready to be fitted or restored; raises UsageError as `spec_of` does."""
+    settings = _settings(spec)
+    module, name = METHODS[spec.method].target.split(":")
+    return cast("Adapter", getattr(import_module(module), name)(settings))
+
+
+def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
+    """The controls that match a method in width and sparsity; none for a control or for raw features."""
+    if spec.method != "sae":
+        return []
+    size = {name: value for name, value in spec.params.items() if name in DictionarySettings.model_fields}
+    return [AdapterSpec(method="random-topk", params=size), AdapterSpec(method="relu")]
+
+
+def _settings(spec: AdapterSpec) -> Spec:
+    if spec.method not in METHODS:
+        raise unknown("method", spec.method, METHODS)
+    if spec.method in _REFUSED:
+        raise UsageError(f"{_REFUSED[spec.method]}: uninstall one of the two packages.")
+    model = METHODS[spec.method].settings
+    if spec.params and not model.model_fields:
+        raise UsageError(f"{spec.method} takes no parameters: leave out {', '.join(spec.params)}.")
+    for name in spec.params:
+        if name not in model.model_fields:
+            raise unknown(f"{spec.method} parameter", name, model.model_fields)
+    try:
+        return model.model_validate(spec.params, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise UsageError(f"{spec.method}: {first['msg'].removeprefix('Value error, ')}.") from None
+        wrong = f"{first['loc'][0]} cannot be {first['input']!r} ({first['msg'].lower()})"
+        raise UsageError(f"{spec.method}: {wrong}; its parameters are {', '.join(model.model_fields)}.") from None

@@ -1,0 +1,78 @@
+"""The training rows of an adapter: in memory where they fit, else read from disk batch by batch."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monoeval.backbones.features import FeatureSet
+from monoeval.data.images import Ints
+from monoeval.errors import MonoevalError
+
+IN_MEMORY_BYTES = 4 << 30
+
+
+class TrainingRows:
+    """`rows` of `features` (all where None) as float32 on `device`, with their moments.
+
+    Reading the moments raises MonoevalError where a feature is not finite or all of them are constant.
+    """
+
+    def __init__(self, features: FeatureSet, rows: Ints | None, device: torch.device) -> None:
+        self._features, self._device = features, device
+        self._rows = np.arange(features.n) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(self._rows) == 0:
+            raise MonoevalError("An adapter needs at least one training row, and there is none.")
+        fits = len(self._rows) * features.width * 4 <= IN_MEMORY_BYTES
+        self._whole = features.load(self._rows).to(device) if fits else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def width(self) -> int:
+        return self._features.width
+
+    def batch(self, positions: Tensor) -> Tensor:
+        """The features [B, D] at `positions` [B] (int64 on the CPU) of the training rows."""
+        if self._whole is not None:
+            return self._whole[positions.to(self._device)]
+        return self._features.load(self._rows[positions.numpy()]).to(self._device)
+
+    def chunks(self, size: int = 4096) -> Iterator[Tensor]:
+        """All rows in order, at most `size` at a time."""
+        for positions in torch.split(torch.arange(len(self)), size):
+            yield self.batch(positions)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of each feature, float64 [D]."""
+        total = torch.zeros(self.width, dtype=torch.float64, device=self._device)
+        unusable = 0
+        for chunk in self.chunks():
+            unusable += int((~torch.isfinite(chunk).all(dim=1)).sum())
+            total += chunk.sum(dim=0, dtype=torch.float64)
+        if unusable:
+            raise MonoevalError(
+                f"{unusable:,} of {len(self):,} training rows have features that are not finite: "
+                "check the backbone, or extract with --precision fp32."
+            )
+        return total / len(self)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """The variance of each feature (divided by the number of rows), float64 [D]."""
+        total = torch.zeros(self.width, dtype=torch.float64, device=self._device)
+        for chunk in self.chunks():
+            total += (chunk - self.mean).square().sum(dim=0)
+        variance = total / len(self)
+        floor = 1e-12 * (self.mean.square() + variance)  # what rounding leaves of a constant
+        variance = torch.where(variance > floor, variance, 0.0)
+        if not (variance > 0).any():
+            raise MonoevalError(
+                f"All {self.width:,} features are constant over the {len(self):,} training rows: "
+                "there is nothing to fit, so check the backbone and its preprocessing."
+            )
+        return variance

@@ -1,0 +1,84 @@
+"""Fitted adapters on disk, found again by everything that decides them."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from monoeval import bundles
+from monoeval.adapters.base import Adapter
+from monoeval.adapters.registry import METHODS, build
+from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.features import FeatureSet
+from monoeval.data.images import Ints
+from monoeval.errors import MonoevalError
+from monoeval.files import cache_dir
+from monoeval.keys import key
+
+FORMAT = 1
+"""Raised whenever the same spec, rows and seed would give another adapter."""
+
+STEM = "adapter"
+UNFITTED = {"identity", "relu", "l2norm"}  # quicker to make than to read
+
+log = logging.getLogger("monoeval")
+
+
+def fit_cached(
+    spec: AdapterSpec, features: FeatureSet, rows: Ints | None, *, seed: int | None, device: torch.device
+) -> Adapter:
+    """The adapter that `spec` gives on `rows` of `features` (all where None), fitted unless the cache holds it.
+
+    `seed` is None exactly where the method draws nothing. It lies under `adapters/<key>/` in the cache; a damaged
+    folder is warned about and fitted again. Raises UsageError for a wrong spec, MonoevalError for unusable
+    features.
+    """
+    adapter = build(spec)
+    seed = seed if METHODS[spec.method].seeded else None
+    if seed is None and METHODS[spec.method].seeded:
+        raise ValueError(f"{spec.method} needs a seed")
+    if spec.method in UNFITTED:
+        return adapter.fit(features, rows, seed=0, device=device)
+    used = _rows_key(np.arange(features.n) if rows is None else rows)
+    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, spec, seed])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.exists():
+            try:
+                return load(folder, device)
+            except bundles.Damaged:
+                log.warning("The adapter in %s is damaged and is fitted again.", folder)
+        adapter.fit(features, rows, seed=seed or 0, device=device)
+        save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
+    return adapter
+
+
+def save(adapter: Adapter, spec: AdapterSpec, folder: Path, **origin: str | int | None) -> None:
+    """Write `adapter.safetensors` and `adapter.json`: the spec, where it came from, and the adapter's measures."""
+    about = {"format": FORMAT, "spec": spec.model_dump(mode="json"), **origin, "report": adapter.report()}
+    bundles.write(folder, STEM, adapter.state(), about)
+
+
+def load(folder: Path, device: torch.device | None = None) -> Adapter:
+    """The adapter that `save` wrote, on `device` (the CPU where None).
+
+    Raises MonoevalError where the folder is damaged or another version wrote it.
+    """
+    tensors, about = bundles.read(folder, STEM)
+    if about.get("format") != FORMAT:
+        raise MonoevalError(f"{folder} was written by another version of monoeval: fit the adapter again.")
+    spec = AdapterSpec.model_validate(about["spec"])
+    place = device or torch.device("cpu")
+    adapter = build(spec).restore({name: tensor.to(place) for name, tensor in tensors.items()})
+    report = about["report"]
+    assert isinstance(report, dict)
+    adapter.measures = report
+    return adapter
+
+
+def _rows_key(rows: Ints) -> str:
+    data = np.ascontiguousarray(rows, dtype="<i8").tobytes()
+    return hashlib.blake2b(data, digest_size=10).hexdigest()
