@@ -1,0 +1,207 @@
+"""Paired differences with intervals that hold for other test rows and other seeds, and what may be concluded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
+
+from monoeval.errors import MonoevalError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its t interval; differences of accuracies are shares, not points."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    degrees_of_freedom: float
+    smallest: float
+    """The smallest true difference from zero that a two-sided 5 % test would find with 80 % power."""
+    p_value: float
+    """Two-sided, of the mean being zero."""
+    units: int
+    rows: int
+
+    def at(self, level: float) -> tuple[float, float]:
+        """The interval's ends at another confidence level."""
+        return _ends(self.mean, self.standard_error, self.degrees_of_freedom, level)
+
+    def within(self, margin: float) -> bool:
+        """Equivalence to zero by two one-sided 5 % tests: the 90 % interval lies inside ±`margin`."""
+        low, high = self.at(0.90)
+        return -margin < low and high < margin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an arm's gain comes to."""
+
+    kind: str
+    sentence: str
+
+
+def paired_difference(delta_ru: ArrayLike, groups_r: ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """Mean of `delta_ru` [R rows, U units] with an interval for rows and units both drawn at random.
+
+    Rows (test images) are crossed with units (seeds): d_iu = μ + a_i + b_u + e_iu, and by the mean squares of
+    the two-way analysis of variance Var(mean) = (MS_rows + MS_units − MS_error) / (R·U), with Satterthwaite's
+    degrees of freedom (Biometrics Bulletin 2, 1946), at least min(R, U) − 1. Where that falls below
+    MS_rows/(R·U) or MS_units/(R·U), a component's estimate is negative; it is taken as zero, which leaves the
+    larger of these two. One unit, or units that are all alike, give the one-sample t interval over rows.
+    Simulated coverage is 93.5-98 % from three units on, and 87 % for two units that differ far more than rows
+    do (`tests/metrics` repeats a part).
+
+    `groups_r` [R] names the cluster (writer, video) of each row; rows are then replaced by linearised cluster
+    totals t_gu = m_u + (G/R)·Σ_{i in g} (d_iu − m_u), m_u the unit's mean, which for clusters of one row are the
+    rows themselves. `delta_ru` is a difference of correctness, or correctness itself for one arm's accuracy. With
+    a single row or cluster nothing is known about others, and the interval is infinite. Where no row differs from
+    another the interval has no width, so an accuracy of exactly 100 % looks more certain than it is.
+
+    Raises MonoevalError where `delta_ru` is empty or not finite, or `groups_r` has another length.
+    """
+    delta = np.asarray(delta_ru, dtype=np.float64)
+    if delta.ndim != 2 or delta.size == 0:
+        raise MonoevalError(
+            f"A difference needs rows and units, not an array of shape {delta.shape}: check the runs."
+        )
+    if not np.isfinite(delta).all():
+        bad = int((~np.isfinite(delta)).any(1).sum())
+        raise MonoevalError(
+            f"{bad} of {len(delta)} paired rows are not numbers: look for failed trials in the run."
+        )
+    rows, units = delta.shape
+    if groups_r is not None:
+        delta = _cluster_totals(delta, np.asarray(groups_r))
+    mean = float(delta.mean())
+    variance, freedom = _variance_of_mean(delta)
+    error = float(np.sqrt(variance))
+    low, high = _ends(mean, error, freedom, level)
+    return Interval(
+        mean=mean,
+        low=low,
+        high=high,
+        standard_error=error,
+        degrees_of_freedom=freedom,
+        smallest=_times(float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.80)), error),
+        p_value=_p_value(mean, error, freedom),
+        units=units,
+        rows=rows,
+    )
+
+
+def verdict(gain: Interval, versus_controls: Mapping[str, Interval], margin: float = 0.01) -> Verdict:
+    """Judge an arm by its `gain` over its baseline and its differences from each control, as shares.
+
+    "beyond the controls": 95 % intervals above zero against the baseline and every control (intersection-union,
+    so no adjustment among them). "explained by controls": above the baseline, but equivalent to a control (90 %
+    interval inside ±`margin`) or below one. "worse": below the baseline. "no gain": equivalent to the baseline.
+    "gain, no controls": above the baseline with nothing else to compare. Otherwise "undetermined".
+    """
+    if gain.high < 0:
+        return Verdict("worse", f"Loses {_points(-gain.mean)} against its baseline {_range(gain)}.")
+    if gain.low <= 0 and gain.within(margin):
+        return Verdict(
+            "no gain", f"No gain over its baseline: {_range(gain, 0.90)} lies within ±{_points(margin)}."
+        )
+    if gain.low <= 0:
+        return Verdict("undetermined", f"Undetermined against its baseline: {_signed(gain)}; {_sight(gain)}.")
+    over = f"Gains {_points(gain.mean)} over its baseline {_range(gain)}"
+    if not versus_controls:
+        return Verdict("gain, no controls", f"{over}, with no control to hold it against.")
+    name, least = min(versus_controls.items(), key=lambda item: item[1].low)
+    if least.low > 0:
+        return Verdict(
+            "beyond the controls", f"{over} and beats every control, {name} by the least: {_signed(least)}."
+        )
+    for name, interval in sorted(versus_controls.items(), key=lambda item: item[1].mean):
+        if interval.high < 0:
+            return Verdict("explained by controls", f"{over}, but {name} gains more: {_signed(interval)}.")
+        if interval.low <= 0 and interval.within(margin):
+            as_much = f"{over}, but {name} gains as much: {_range(interval, 0.90)} lies within ±{_points(margin)}"
+            return Verdict("explained by controls", f"{as_much}.")
+    return Verdict("undetermined", f"{over}; undetermined against {name}: {_signed(least)}; {_sight(least)}.")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979) of a family, in its order."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return [float(x) for x in adjusted]
+
+
+def _cluster_totals(delta: NDArray[np.float64], groups: NDArray[np.generic]) -> NDArray[np.float64]:
+    if groups.shape != delta.shape[:1]:
+        raise MonoevalError(
+            f"{len(delta)} paired rows have {groups.size} groups: check the test set's group column."
+        )
+    names, group = np.unique(groups, return_inverse=True)
+    unit_mean = delta.mean(0)
+    totals = np.zeros((len(names), delta.shape[1]))
+    np.add.at(totals, group, delta - unit_mean)
+    made: NDArray[np.float64] = unit_mean + totals * (len(names) / len(delta))
+    return made
+
+
+def _variance_of_mean(delta: NDArray[np.float64]) -> tuple[float, float]:
+    """Variance and degrees of freedom of the mean of all cells."""
+    rows, units = delta.shape
+    if rows == 1:
+        return np.inf, 1.0
+    mean, row, unit = delta.mean(), delta.mean(1), delta.mean(0)
+    ms_rows = units * float(((row - mean) ** 2).sum()) / (rows - 1)
+    if units == 1:
+        return ms_rows / rows, rows - 1.0
+    ms_units = rows * float(((unit - mean) ** 2).sum()) / (units - 1)
+    rest = delta - row[:, None] - unit + mean
+    ms_error = float((rest**2).sum()) / ((rows - 1) * (units - 1))
+    total = max(ms_rows + ms_units - ms_error, ms_rows, ms_units)
+    spread = ms_rows**2 / (rows - 1) + ms_units**2 / (units - 1) + ms_error**2 / ((rows - 1) * (units - 1))
+    freedom = total**2 / spread if spread > 0 else rows - 1.0
+    # the subtracted mean square can push the formula below what the scarcer of rows and units has by itself
+    return total / (rows * units), max(freedom, min(rows, units) - 1.0)
+
+
+def _ends(mean: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+    half = _times(float(stdtrit(freedom, 0.5 + level / 2)), error)
+    return mean - half, mean + half
+
+
+def _times(quantile: float, error: float) -> float:
+    return quantile * error if error > 0 else 0.0
+
+
+def _p_value(mean: float, error: float, freedom: float) -> float:
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(freedom, -abs(mean) / error))
+
+
+def _number(share: float) -> str:
+    return f"{100 * share:.1f}".replace("-", "−")
+
+
+def _points(share: float) -> str:
+    text = _number(share)
+    return f"{text} point" if text == "1.0" else f"{text} points"
+
+
+def _range(interval: Interval, level: float = 0.95) -> str:
+    low, high = interval.at(level)
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _signed(interval: Interval) -> str:
+    sign = "+" if interval.mean > 0 else ""
+    return f"{sign}{_points(interval.mean)} {_range(interval)}"
+
+
+def _sight(interval: Interval) -> str:
+    if not np.isfinite(interval.smallest):
+        return "a single test row or group says nothing about others"
+    return f"it could have seen ±{_points(interval.smallest)}"

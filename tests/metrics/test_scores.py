@@ -1,0 +1,49 @@
+"""Scores against scikit-learn, scipy and numbers worked by hand."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp, softmax
+from sklearn.metrics import accuracy_score, log_loss
+
+from monoeval.errors import MonoevalError
+from monoeval.metrics.scores import accuracy, area_under_levels, relative_accuracy, row_scores
+
+
+def test_rows_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 4)).astype(np.float32) * 5, rng.integers(0, 4, 50)
+    found = row_scores(logits, labels)
+    chance = softmax(logits.astype(float), 1)
+    assert found.log_loss.mean() == pytest.approx(log_loss(labels, chance, labels=range(4)), rel=1e-5)
+    assert (
+        (found.prediction == labels).mean() == accuracy_score(labels, chance.argmax(1)) == accuracy(logits, labels)
+    )
+    assert found.max_softmax == pytest.approx(chance.max(1), rel=1e-6)
+    assert found.energy == pytest.approx(-logsumexp(logits.astype(float), axis=1), rel=1e-5)
+
+
+def test_large_and_missing_logits():
+    found = row_scores(np.array([[1000.0, 0.0, -np.inf], [0.0, 0.0, -np.inf]]), np.array([0, 2]))
+    assert found.log_loss[0] == 0
+    assert found.log_loss[1] == np.inf
+    assert found.max_softmax == pytest.approx([1, 0.5])
+    assert found.energy == pytest.approx([-1000, -np.log(2)])
+
+
+def test_broken_rows_are_an_error_and_no_rows_are_none():
+    with pytest.raises(MonoevalError, match="2 of 3"):
+        row_scores(np.array([[0.0, np.nan], [-np.inf, -np.inf], [0, 1]]), np.zeros(3, int))
+    assert row_scores(np.empty((0, 3)), np.empty(0, int)).log_loss.size == 0
+    assert np.isnan(accuracy(np.empty((0, 3)), np.empty(0, int)))
+
+
+def test_area_by_hand():
+    # trapezoids (1 + .8)/2·.2 + (.8 + .4)/2·.6 = .18 + .36, over .8
+    assert area_under_levels([0.8, 0, 0.2], [0.4, 1, 0.8]) == pytest.approx(0.54 / 0.8)
+    with pytest.raises(MonoevalError, match="two or more"):
+        area_under_levels([0.1, 0.1], [1, 1])
+
+
+def test_relative_accuracy():
+    assert relative_accuracy(0.4, 0.8) == 0.5
+    assert np.isnan(relative_accuracy(0.4, 0.0))
