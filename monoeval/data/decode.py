@@ -16,7 +16,10 @@ from monoeval.data.images import Image
 from monoeval.errors import MonoevalError
 
 # What Pillow raises on broken files, by format; UnidentifiedImageError is an OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error,
+    Pillow.DecompressionBombError,
+)  # fmt: skip
 
 
 def to_rgb(image: "Pillow.Image | NDArray[Any] | bytes | Path", name: str = "An image") -> Image:
@@ -50,14 +53,17 @@ def _decode(image: Pillow.Image, name: str) -> Image:
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
-            return _array(np.asarray(image), name)
+            pixels = np.asarray(image)
+            if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() <= 65535:
+                pixels = pixels.astype(np.uint16)  # how Pillow holds some 16-bit greys
+            return _array(pixels, name)
         if image.has_transparency_data:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # palettes with transparency given as bytes
                 image = image.convert("RGBA")
             image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, "white"), image)
         return np.array(image.convert("RGB"))
-    except (*_BROKEN, Pillow.DecompressionBombError) as error:
+    except _BROKEN as error:
         raise _damaged(name, error) from error
 
 
@@ -65,9 +71,7 @@ def _array(pixels: NDArray[Any], name: str) -> Image:
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype != np.uint8:
-        wide = pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535
-        # Signed 32-bit is how Pillow holds some 16-bit greys; 8-bit values in a wider type would come out black.
-        if not wide or pixels.dtype not in (np.dtype("uint16"), np.dtype(">u2"), np.dtype("int32")):
+        if pixels.dtype.newbyteorder("=") != np.uint16:
             raise MonoevalError(f"{name} holds {pixels.dtype} pixels: convert it to 8-bit RGB or 16-bit grey.")
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 2:

@@ -43,11 +43,13 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
             f"{root} has no class folders: put each class's images in a folder of their own ({root}/cat/1.jpg)."
         )
     asked = {name for name in (spec.train_split, spec.test_split) if name}
-    splits = [name for name in inside if name in asked or name.lower() in SPLIT_FOLDERS]
-    is_split = asked or any(name.lower() in SPLIT_FOLDERS[:2] and _folders(root / name) for name in splits)
-    if not is_split:
+    # A split folder without class folders (unlabelled test images) is of no use here.
+    splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]
+    if asked:
+        splits = inside
+    elif not any(name.lower() in SPLIT_FOLDERS[:2] for name in splits):
         return {"": partial(_source, root, "")}
-    return {name: partial(_source, root, name) for name in (inside if asked else splits)}
+    return {name: partial(_source, root, name) for name in splits}
 
 
 def _folders(root: Path) -> list[str]:

@@ -80,8 +80,12 @@ def _found(spec: DataSpec) -> Data:
 
 
 def _splits(spec: DataSpec) -> tuple[str, Splits]:
-    path = Path(spec.name).expanduser()
-    if spec.name.startswith((".", "/", "~")) or path.exists():
+    try:
+        path = Path(spec.name).expanduser()
+        is_folder = spec.name.startswith((".", "/", "~")) or path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, no such user, no such name
+        raise UsageError(f"The data {spec.name!r} cannot be read ({error}): check the path.") from error
+    if is_folder:
         return path.resolve().name, _folder_splits(path, spec)
     hub = ALIASES.get(spec.name, spec.name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", hub):
@@ -97,7 +101,7 @@ def _splits(spec: DataSpec) -> tuple[str, Splits]:
 
 def _folder_splits(path: Path, spec: DataSpec) -> Splits:
     if not path.exists():
-        raise UsageError(f"There is no folder {path}: check the path.")
+        raise UsageError(f"There is no folder {spec.name}: check the path.")
     if path.is_file():
         raise UsageError(f"{path} is a file: name the folder that it lies in.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():

@@ -124,7 +124,8 @@ def _arrow_source(called: str, root: Path, split: str, paths: tuple[Path, ...], 
     if not tables:
         raise UsageError(f"{called} has no rows: choose another split with --split.")
     image, label = _columns(called, tables[0].schema, spec)
-    column = pa.chunked_array([c for table in tables for c in table.column(label).chunks])
+    chunks = [c for table in tables for c in table.column(label).chunks]
+    column = pa.chunked_array(chunks, type=tables[0].schema.field(label).type)
     keys = file_keys(root, paths)
     return _source(called, split, tables[0].schema, (image, label), column, keys, paths)
 
@@ -169,7 +170,7 @@ def _source(
 def _labels(column: Any, names: Sequence[str] | None) -> tuple[Ints, tuple[str, ...]]:
     """Positions [N] in the class names, −1 for NULL; names are sorted, numbers by their value."""
     if names is not None:
-        labels = np.asarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
+        labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
         return np.where(labels < len(names), labels, -1), tuple(names)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
