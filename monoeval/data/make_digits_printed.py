@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from monoeval.files import atomic
+from monoeval.keys import draw_seed
 
-SEED = 20240
 VARIANTS = 6
 
 TRAIN_FACES = ("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10")
@@ -27,9 +27,12 @@ TEST_FACES = (
 )
 
 
-def render(face: Path, digit: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def render(face: str, digit: int, variant: int) -> NDArray[np.uint8]:
     """One digit as ink counts 0-16 [8, 8]: turned by up to 8°, thinned or thickened, and shifted a little."""
-    font = ImageFont.truetype(str(face), 160)
+    import matplotlib
+
+    rng = np.random.default_rng(draw_seed("digits-printed", face, digit, variant))
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"), 160)
     large = Image.new("L", (320, 320))
     ImageDraw.Draw(large).text((160, 160), str(digit), fill=255, font=font, anchor="mm")
     large = large.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC)
@@ -51,22 +54,12 @@ def render(face: Path, digit: int, rng: np.random.Generator) -> NDArray[np.uint8
 
 def make() -> dict[str, NDArray[np.uint8] | NDArray[np.str_]]:
     """images uint8 [N, 8, 8] of 0-16, labels uint8 [N], face uint8 [N] (a position in faces), faces [F]."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     names = (*TRAIN_FACES, *TEST_FACES)
-    rng = np.random.default_rng(SEED)
-    images, labels, faces = [], [], []
-    for number, name in enumerate(names):
-        for digit in range(10):
-            for _ in range(VARIANTS):
-                images.append(render(folder / f"{name}.ttf", digit, rng))
-                labels.append(digit)
-                faces.append(number)
+    rows = [(face, digit, v) for face in range(len(names)) for digit in range(10) for v in range(VARIANTS)]
     return {
-        "images": np.array(images, dtype=np.uint8),
-        "labels": np.array(labels, dtype=np.uint8),
-        "face": np.array(faces, dtype=np.uint8),
+        "images": np.stack([render(names[face], digit, variant) for face, digit, variant in rows]),
+        "labels": np.array([digit for _, digit, _ in rows], dtype=np.uint8),
+        "face": np.array([face for face, _, _ in rows], dtype=np.uint8),
         "faces": np.array(names),
     }
 
