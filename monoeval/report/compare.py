@@ -1,0 +1,138 @@
+"""Tables filled with numbers: accuracies, paired differences and verdicts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monoeval.metrics.paired import paired_difference, verdict
+from monoeval.report.layout import columns, lines
+from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
+from monoeval.report.scores import Point, Scores, mean_measures, point_of
+
+
+def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Table:
+    """The table of `points`, for every arm that has a score there or in no other table of the scenario."""
+    scenario, here = points[0].scenario, set(points)
+    rows = [row for row in scores.rows if row.scenario == scenario]
+    inside = {row.arm for row in rows if point_of(row) in here}
+    outside = {row.arm for row in rows} - inside
+    arms = [arm for arm in scores.arms if arm["name"] not in outside]
+    held_against = {name for arm in scores.arms for name in arm.get("controls") or ()}
+    made, primary, label = columns(points, scores.label_signal)
+    return Table(
+        scenario=scenario,
+        title=title,
+        slug=slug,
+        columns=made,
+        primary=primary,
+        primary_label=label,
+        cells={arm["name"]: tuple(_accuracy(scores, arm["name"], c.points) for c in made) for arm in arms},
+        comparisons=tuple(
+            _comparison(scores, arm, made, primary, is_control=arm["name"] in held_against)
+            for arm in arms
+            if arm.get("baseline")
+        ),
+        curves=tuple(
+            Curve(
+                arm["name"], series, tuple(line), tuple(_accuracy(scores, arm["name"], p) for p in line.values())
+            )
+            for series, line in lines(points).items()
+            for arm in arms
+        ),
+        protocols=tuple(dict.fromkeys(p.protocol for p in points)),
+        rows=max((row.rows for row in rows if point_of(row) in here), default=0),
+    )
+
+
+def _accuracy(scores: Scores, arm: str, points: Sequence[Point]) -> Cell:
+    """Accuracy of an arm averaged over `points`; n/a where one of them has no score at all."""
+    reasons = []
+    for point in points:
+        gaps = scores.gaps(arm, point)
+        where = f"{point.series} {point.level:g} " if len(points) > 1 else ""
+        for reason in dict.fromkeys(gaps.values()):
+            units = [str(unit) for unit, other in gaps.items() if other == reason]
+            seeds = f"seed {', '.join(units)} " if len(units) < len(scores.units) else ""
+            reasons.append(f"{arm}: {where}{seeds}{reason}")
+    if any(not scores.units_of(arm, point) for point in points):
+        return Cell(None, tuple(reasons))
+    sample = scores.sample(arm, points)
+    if sample is None:
+        return Cell(None, (*reasons, f"{arm}: no seed has all of these levels"))
+    return Cell(paired_difference(sample.values, sample.groups), tuple(reasons) or sample.remarks)
+
+
+def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column], primary: int) -> Difference:
+    """`arm` minus `against` in each column, over the levels that both have."""
+    cells = []
+    drawn = conditional = False
+    units = 0
+    for place, column in enumerate(columns):
+        shared = _shared(scores, arm, against, column.points)
+        sample = scores.sample(arm, shared, against)
+        if sample is None:
+            cells.append(Cell(None, (f"{arm} and {against} share no score",)))
+            continue
+        remarks = sample.remarks
+        if len(shared) < len(column.points):
+            lost = ", ".join(f"{p.series} {p.level:g}" for p in column.points if p not in shared)
+            remarks = (f"on {len(shared)} of {len(column.points)} levels, without {lost}", *remarks)
+        cells.append(Cell(paired_difference(sample.values, sample.groups), remarks))
+        if place == primary:
+            drawn, conditional, units = sample.drawn, sample.conditional, len(sample.units)
+    return Difference(against, tuple(cells), cells[primary], drawn, conditional, units)
+
+
+def _shared(scores: Scores, arm: str, against: str, points: Sequence[Point]) -> list[Point]:
+    """The levels to compare on: a difference needs the same seeds at each, so one of them may have to give way."""
+    units = {p: scores.units_of(arm, p, against) for p in points}
+    every = {unit for found in units.values() for unit in found}
+    levels = [p for p in points if units[p]]
+    whole = [p for p in levels if every == set(units[p])]
+    seeds = [unit for unit in every if all(unit in units[p] for p in levels)]
+    return whole if len(whole) * len(every) > len(levels) * len(seeds) else levels
+
+
+def _comparison(
+    scores: Scores, arm: Mapping[str, Any], columns: Sequence[Column], primary: int, *, is_control: bool
+) -> Comparison:
+    name, baseline = str(arm["name"]), str(arm["baseline"])
+    gain = _difference(scores, name, baseline, columns, primary)
+    controls = tuple(_difference(scores, name, str(c), columns, primary) for c in arm.get("controls") or ())
+    scored = [d for d in (gain, *controls) if d.primary.interval is not None]
+    notes = []
+    for remark in dict.fromkeys(remark for d in scored for remark in d.primary.remarks):
+        concerned = [d.against for d in scored if remark in d.primary.remarks]
+        notes.append(remark if len(concerned) == len(scored) else f"against {', '.join(concerned)}: {remark}")
+    backbones = {other["name"]: other.get("backbone") for other in scores.arms}
+    pretraining = backbones[name] != backbones.get(baseline)
+    one_pair = pretraining and (gain.conditional or gain.units == 1)
+    if one_pair:
+        notes.append("conditional on one backbone pair")
+    elif gain.conditional:
+        notes.append("conditional on one backbone")
+    if gain.units == 1:
+        notes.append("one seed: test rows only")
+    elif gain.units and not gain.drawn:
+        notes.append("nothing is drawn: test rows only")
+    kind, sentence = ("control", "") if is_control else _judge(scores, name, gain, controls, one_pair)
+    return Comparison(name, gain, controls, kind, sentence, notes=tuple(dict.fromkeys(notes)))
+
+
+def _judge(
+    scores: Scores, arm: str, gain: Difference, controls: Sequence[Difference], one_pair: bool
+) -> tuple[str, str]:
+    """The verdict, or why there is none."""
+    none = "no verdict"
+    if gain.primary.interval is None or any(d.primary.interval is None for d in controls):
+        missing = [d for d in (gain, *controls) if d.primary.interval is None]
+        return none, f"{'; '.join(remark for d in missing for remark in d.primary.remarks)}."
+    if one_pair:
+        return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
+    measures = mean_measures(row for row in scores.rows if row.arm == arm)
+    trained, untrained = measures.get("explained_variance"), measures.get("explained_variance_untrained")
+    if trained is not None and untrained is not None and trained <= untrained:
+        explained = f"{100 * trained:.1f} % of the variance, its untrained self {100 * untrained:.1f} %"
+        return none, f"Adapter not trained: it explains {explained}."
+    held = {d.against: d.primary.interval for d in controls if d.primary.interval is not None}
+    judged = verdict(gain.primary.interval, held)
+    return judged.kind, judged.sentence

@@ -1,0 +1,118 @@
+"""What a report says, as numbers and sentences: the dataclasses every format is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monoeval.metrics.paired import Interval
+from monoeval.report.scores import Point
+from monoeval.suite.ledger import Row
+
+MEAN = "mean over corruptions"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a scenario's table: a level, or the mean of several."""
+
+    label: str
+    points: tuple[Point, ...]
+    negative_control: bool = False
+    """The labels carry no signal here: shown, but outside means and verdicts."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean in [0, 1], or a difference of two, with its interval; without one, `remarks` say why."""
+
+    interval: Interval | None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm minus another on the same test rows and the same draws."""
+
+    against: str
+    cells: tuple[Cell, ...]
+    """One for each column of the table."""
+    primary: Cell
+    drawn: bool
+    """Whether anything varies from seed to seed."""
+    conditional: bool
+    """Whether the backbone is one and the same for every seed."""
+    units: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an arm gains over its baseline, and over each of its controls."""
+
+    arm: str
+    baseline: Difference
+    controls: tuple[Difference, ...]
+    kind: str
+    """The verdict in two or three words; "control" for an arm that is only there to be compared with."""
+    sentence: str
+    adjusted_p: float | None = None
+    """p of the gain over the baseline, Holm-adjusted over all verdicts of the report."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_claim(self) -> bool:
+        return self.kind != "control"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy of one arm along a series."""
+
+    arm: str
+    series: str
+    levels: tuple[float, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One scenario, or one of its protocols where they cannot be averaged."""
+
+    scenario: str
+    title: str
+    slug: str
+    """Its name in file names and anchors; no two tables share one."""
+    columns: tuple[Column, ...]
+    primary: int
+    """The column that differences and verdicts are about."""
+    primary_label: str
+    """That column in words."""
+    cells: Mapping[str, tuple[Cell, ...]]
+    """Accuracy: arm → one cell for each column."""
+    comparisons: tuple[Comparison, ...]
+    curves: tuple[Curve, ...]
+    protocols: tuple[str, ...]
+    rows: int
+    """Test rows of the largest test set."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All a report says, as numbers and sentences."""
+
+    folder: str
+    name: str
+    note: str | None
+    arms: tuple[str, ...]
+    tables: tuple[Table, ...]
+    adapters: Mapping[str, Mapping[str, float]]
+    """Arm → measures of its adapter's fit, averaged over seeds."""
+    units: int
+    notes: tuple[str, ...]
+    environment: Mapping[str, Any]
+    recipe: str
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def claims(self) -> list[tuple[Table, Comparison]]:
+        """Every comparison with a verdict, in the order of the tables."""
+        return [(table, c) for table in self.tables for c in table.comparisons if c.is_claim]

@@ -1,0 +1,266 @@
+"""A run folder in memory: which score answers which question, paired by row id. No torch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.suite.ledger import Row, read_rows
+
+
+class Point(NamedTuple):
+    """One condition that arms are scored under. Unlike protocols are unlike points."""
+
+    scenario: str
+    protocol: str
+    series: str
+    level: float
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """The rows of one test set, sorted by id so that equal sets are aligned without a look-up."""
+
+    __test__ = False  # not a pytest class
+
+    ids: NDArray[np.int64]  # [R], sorted; one number a row id, the same in every test set of the run
+    labels: NDArray[np.int64]  # [R]
+    groups: NDArray[np.int64] | None  # [R]
+    place: NDArray[np.int64]  # [N] → where the file's rows went in the sorted order
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Correctness, or the difference of two arms in it, averaged over points and repeats."""
+
+    values: NDArray[np.float64]  # [R, U]
+    groups: NDArray[np.int64] | None  # [R]
+    units: tuple[int, ...]
+    drawn: bool
+    """Whether anything varies from unit to unit; otherwise the units are copies of one score."""
+    conditional: bool
+    remarks: tuple[str, ...]
+    """What was left out to keep the pairs whole."""
+
+
+class Scores:
+    """All scores of a run folder, read once.
+
+    Raises UsageError where `folder` holds no run, MonoevalError where a sidecar is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        recipe = folder / "recipe.yaml"
+        if not recipe.is_file():
+            raise UsageError(f"{folder} is not a run folder (it has no recipe.yaml): name one that a run wrote.")
+        self.folder = folder
+        self.recipe_text = recipe.read_text(encoding="utf-8")
+        try:
+            self.recipe: dict[str, Any] = yaml.safe_load(self.recipe_text)
+            self.arms: list[dict[str, Any]] = list(self.recipe["arms"])
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise MonoevalError(f"{recipe} is damaged: run the study again with --fresh.") from error
+        self.rows = [row for row in read_rows(folder) if row.arm in {arm["name"] for arm in self.arms}]
+        self._name_protocols()
+        seeds = self.recipe.get("seeds", 1)
+        self.units: tuple[int, ...] = tuple(range(seeds) if isinstance(seeds, int) else seeds)
+        self._of: dict[tuple[str, Point], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            self._of[row.arm, point_of(row)].append(row)
+
+    def _name_protocols(self) -> None:
+        """Give failed rows the protocol of their scored twin: only running resolves all of it (the image size)."""
+        scored: dict[tuple[str, str, float], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            if row.status == "ok":
+                scored[row.scenario, row.series, row.level].append(row)
+        for place, row in enumerate(self.rows):
+            twins = scored[row.scenario, row.series, row.level]
+            if row.status == "ok" or not twins or row.protocol in {twin.protocol for twin in twins}:
+                continue
+            twin = next((t for t in twins if t.model == row.model), twins[0])
+            self.rows[place] = row.model_copy(update={"protocol": twin.protocol})
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Every condition of the run, in the order of the recipe's scenarios and then of the ledger."""
+        order = [s if isinstance(s, str) else s["name"] for s in self.recipe.get("scenarios", [])]
+        seen = dict.fromkeys(point_of(row) for row in self.rows)
+        place = {name: number for number, name in enumerate(order)}
+        return sorted(seen, key=lambda point: place.get(point.scenario, len(order)))
+
+    @cached_property
+    def label_signal(self) -> dict[Point, float]:
+        """The label signal of the points that have one."""
+        return {point_of(row): row.label_signal for row in self.rows if row.label_signal is not None}
+
+    def strays(self) -> int:
+        """Scores that belong to no seed of the study."""
+        return sum(not any(applies(row, unit) for unit in self.units) for row in self.rows)
+
+    def gaps(self, arm: str, point: Point) -> dict[int, str]:
+        """Why a unit has no score, or only some of its repeats, of `arm` at `point`: unit → reason."""
+        found: dict[int, str] = {}
+        for unit in self.units:
+            rows = [row for row in self._of[arm, point] if applies(row, unit)]
+            bad = next((row for row in rows if row.status != "ok"), None)
+            if bad is not None:
+                found[unit] = _reason(bad)
+            elif not rows:
+                found[unit] = "not run"
+        return found
+
+    def units_of(self, arm: str, point: Point, against: str | None = None) -> tuple[int, ...]:
+        """The units that have a score of `arm` (and of `against`) at `point`."""
+        return tuple(unit for unit in self.units if self._pairs(arm, against, point, unit)[0])
+
+    def sample(self, arm: str, points: Sequence[Point], against: str | None = None) -> Sample | None:
+        """Correctness of `arm`, minus that of `against`, over the units that have a score at all `points`.
+
+        Rows are paired by id, repeats by number; None where no unit has them all.
+        """
+        remarks: list[str] = []
+        units = [u for u in self.units if all(self._pairs(arm, against, p, u)[0] for p in points)]
+        if not units or not points:
+            return None
+        if len(units) < len(self.units):
+            lost = ", ".join(str(u) for u in self.units if u not in units)
+            remarks.append(f"on {len(units)} of {len(self.units)} seeds, without {lost}")
+        pairs = {(p, u): self._pairs(arm, against, p, u) for p in points for u in units}
+        partial = sum(dropped for _, dropped in pairs.values())
+        if partial:
+            remarks.append(f"{partial} repeats without a counterpart left out")
+        used = [row for found, _ in pairs.values() for pair in found for row in pair]
+        tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
+        ids, groups = tests[0].ids, tests[0].groups
+        if any(not np.array_equal(test.ids, ids) for test in tests[1:]):
+            for test in tests[1:]:
+                ids = np.intersect1d(ids, test.ids, assume_unique=True)
+            if not len(ids):
+                return None
+            if groups is not None:
+                groups = groups[np.searchsorted(tests[0].ids, ids)]
+            most = max(len(test.ids) for test in tests)
+            remarks.append(f"only the {len(ids)} of {most} test rows that all its levels share")
+        values = np.zeros((len(ids), len(units)))
+        for column, unit in enumerate(units):
+            for point in points:
+                found, _ = pairs[point, unit]
+                weight = 1 / (len(found) * len(points))
+                for pair in found:
+                    for row, sign in zip(pair, (weight, -weight), strict=False):
+                        values[:, column] += sign * self._correct(row, ids)
+        return Sample(
+            values,
+            groups,
+            tuple(units),
+            drawn=any(_seeds(row) != (None, None, None) for row in used),
+            conditional=any(row.conditional for row in used),
+            remarks=tuple(remarks),
+        )
+
+    @cache  # noqa: B019 (one report holds one of these)
+    def _pairs(self, arm: str, against: str | None, point: Point, unit: int) -> tuple[list[tuple[Row, ...]], int]:
+        """Scored rows of each repeat that every arm has, and how many repeats had to be left out."""
+        arms = [arm] if against is None else [arm, against]
+        repeats = [
+            {row.repeat: row for row in self._of[a, point] if row.status == "ok" and applies(row, unit)}
+            for a in arms
+        ]
+        shared = sorted(set.intersection(*(set(r) for r in repeats)))
+        every = {row.repeat for a in arms for row in self._of[a, point] if applies(row, unit)}
+        return [tuple(r[repeat] for r in repeats) for repeat in shared], len(every) - len(shared)
+
+    def _correct(self, row: Row, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each of the rows `ids` [R] was predicted correctly."""
+        correct = self._file(str(row.predictions), str(row.test))
+        test = self._test(str(row.test))
+        if len(test.ids) == len(ids):
+            return correct
+        found: NDArray[np.bool_] = correct[np.searchsorted(test.ids, ids)]
+        return found
+
+    @cache  # noqa: B019
+    def _file(self, predictions: str, test_name: str) -> NDArray[np.bool_]:
+        """Correctness [R] in the order of the test set's sorted ids."""
+        test = self._test(test_name)
+        table = _read(self.folder / predictions, ["row", "prediction"])
+        rows, predicted = table["row"].to_numpy(), table["prediction"].to_numpy()
+        if len(rows) != len(test.ids) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
+            raise MonoevalError(
+                f"{self.folder / predictions} does not hold each row of its test set once: "
+                "run the study again with --fresh."
+            )
+        sorted_prediction = np.empty(len(test.ids), dtype=np.int64)
+        sorted_prediction[test.place[rows]] = predicted
+        correct: NDArray[np.bool_] = sorted_prediction == test.labels
+        return correct
+
+    def _test(self, name: str) -> TestRows:
+        return self._tests[name]
+
+    @cached_property
+    def _tests(self) -> dict[str, TestRows]:
+        names = list(dict.fromkeys(str(row.test) for row in self.rows if row.status == "ok"))
+        tables = [_read(self.folder / "tests" / f"{name}.parquet", ["row_id", "label", "group"]) for name in names]
+        number: dict[str, int] = {}
+        made = {}
+        for name, table in zip(names, tables, strict=True):
+            ids = np.array(
+                [number.setdefault(i, len(number)) for i in table["row_id"].to_pylist()], dtype=np.int64
+            )
+            order = np.argsort(ids, kind="stable")
+            if len(np.unique(ids)) < len(ids):
+                raise MonoevalError(f"Two rows of {self.folder / 'tests' / name}.parquet have the same id.")
+            group = table["group"]
+            made[name] = TestRows(
+                ids=ids[order],
+                labels=table["label"].to_numpy()[order],
+                groups=None if group.null_count else group.to_numpy()[order],
+                place=np.argsort(order, kind="stable"),
+            )
+        return made
+
+
+def _read(path: Path, columns: list[str]) -> Any:
+    try:
+        return pq.ParquetFile(path).read(columns=columns, use_threads=False)
+    except (OSError, ValueError) as error:
+        raise MonoevalError(f"{path} is missing or damaged: run the study again with --fresh.") from error
+
+
+def point_of(row: Row) -> Point:
+    """The condition a row was scored under."""
+    return Point(row.scenario, row.protocol, row.series, row.level)
+
+
+def _seeds(row: Row) -> tuple[int | None, int | None, int | None]:
+    return row.backbone_seed, row.adapter_seed, row.draw
+
+
+def applies(row: Row, unit: int) -> bool:
+    """A row belongs to study unit u where each of its seeds is null (nothing was drawn) or u."""
+    return all(seed is None or seed == unit for seed in _seeds(row))
+
+
+def _reason(row: Row) -> str:
+    words = {"failed": "failed", "nan": "not a number", "empty": "no test row"}[row.status]
+    return f"{words}: {row.error}" if row.error else words
+
+
+def mean_measures(rows: Iterable[Row]) -> dict[str, float]:
+    """Adapter measures averaged over the adapters that were fitted (each counted once)."""
+    fitted = {(row.backbone_seed, row.adapter_seed): row.adapter for row in rows if row.adapter}
+    names = dict.fromkeys(name for measures in fitted.values() for name in measures)
+    return {
+        name: float(np.mean([measures[name] for measures in fitted.values() if name in measures]))
+        for name in names
+    }

@@ -1,0 +1,120 @@
+"""The report as rich renderables, for a terminal of 100 columns."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
+
+from monoeval.report import wording
+from monoeval.report.model import Comparison, Summary, Table
+
+_WIDTH = 62  # characters for a table's columns, beside the arms' names
+_STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
+
+
+def render(summary: Summary) -> RenderableType:
+    """One table a scenario, its paired differences and verdicts, then the adapters and the notes."""
+    parts: list[RenderableType] = [Text(f"{summary.name}: {wording.about(summary)}", style="bold")]
+    if summary.note:
+        parts.append(Text(summary.note.strip()))
+    for table in summary.tables:
+        parts += [Text(), *_scenario(table)]
+    if summary.adapters:
+        headings, lines = wording.adapter_table(summary)
+        grid = _grid("Adapters, as fitted", headings[0])
+        for heading in headings[1:5]:
+            grid.add_column(heading, justify="right")
+        for line in lines:
+            grid.add_row(*(Text(cell) for cell in line[:5]))
+        parts += [Text(), grid]
+    parts += [Text(), *(_hanging("·", note) for note in summary.notes)]
+    return Group(*parts)
+
+
+def _grid(title: str, first: str) -> Grid:
+    grid = Grid(
+        box=box.SIMPLE_HEAD, title=Text(title, style="bold"), title_justify="left", pad_edge=False, padding=(0, 1)
+    )
+    grid.add_column(first, overflow="fold", max_width=32)
+    return grid
+
+
+def _hanging(mark: str, text: str | Text, style: str = "dim") -> Grid:
+    """A paragraph whose later lines are indented under the first."""
+    line = Grid.grid(padding=(0, 1))
+    line.add_column(no_wrap=True)
+    line.add_column(overflow="fold")
+    line.add_row(Text(mark, style=style), text if isinstance(text, Text) else Text(text, style=style))
+    return line
+
+
+def _scenario(table: Table) -> list[RenderableType]:
+    footnotes = wording.Footnotes()
+    columns = _telling(table)
+    grid = _grid(f"{table.title}: accuracy, %", "arm")
+    for i in columns:
+        column = table.columns[i]
+        grid.add_column(Text(wording.heading(column), style="bold" if i == table.primary else ""), justify="right")
+    for arm, cells in table.cells.items():
+        grid.add_row(Text(arm), *(Text(wording.accuracy(cells[i], footnotes)) for i in columns))
+    parts: list[RenderableType] = [grid]
+    hidden = len(table.columns) - len(columns)
+    if hidden:
+        parts.append(Text(f"The hardest columns are shown; {hidden} more are in report.md.", style="dim"))
+    if table.comparisons:
+        parts.append(_differences(table, footnotes))
+    parts += [_hanging(mark, text) for mark, text in footnotes]
+    parts += [Padding(_verdict(c), (0, 0)) for c in table.comparisons if c.is_claim]
+    return parts
+
+
+def _telling(table: Table) -> list[int]:
+    """Which columns fit: the first, the primary one, and the hardest of the rest."""
+    everything = list(range(len(table.columns)))
+
+    def width(columns: list[int]) -> int:
+        return sum(max(12, len(wording.heading(table.columns[i]))) + 2 for i in columns)
+
+    if width(everything) <= _WIDTH:
+        return everything
+
+    def difficulty(i: int) -> float:
+        found = [cells[i].interval.mean for cells in table.cells.values() if cells[i].interval is not None]  # type: ignore[union-attr]
+        return sum(found) / len(found) if found else 1.0
+
+    rest = [i for i in everything[1:] if i != table.primary and not table.columns[i].negative_control]
+    chosen = list({0: None, table.primary: None})
+    for i in sorted(rest, key=difficulty):
+        if width([*chosen, i]) > _WIDTH:
+            break
+        chosen.append(i)
+    return sorted(chosen)
+
+
+def _differences(table: Table, footnotes: wording.Footnotes) -> Grid:
+    grid = _grid(f"Paired differences in points: {table.primary_label}", "arm")
+    grid.add_column("against", overflow="fold", max_width=30)
+    for heading in ("difference [95 %]", "p", "adjusted", "could see"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for comparison in table.comparisons:
+        for number, (against, found, adjusted) in enumerate(wording.differences(comparison)):
+            interval = found.primary.interval
+            grid.add_row(
+                Text("" if number else comparison.arm),
+                Text(against),
+                Text(wording.difference(found.primary, footnotes)),
+                wording.p_value(interval.p_value if interval else None),
+                wording.p_value(adjusted),
+                wording.smallest(interval),
+                style="" if comparison.is_claim else "dim",
+            )
+    return grid
+
+
+def _verdict(comparison: Comparison) -> Grid:
+    text = Text()
+    text.append(f"{comparison.arm}: ", style="bold")
+    text.append(comparison.kind, style=f"bold {_STYLES.get(comparison.kind, '')}".strip())
+    text.append(wording.headline(comparison))
+    return _hanging("▸", text, style="bold")

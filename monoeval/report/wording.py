@@ -1,0 +1,136 @@
+"""How numbers are written, the same in every format: accuracies in per cent, differences in percentage points."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from monoeval.metrics.paired import Interval
+from monoeval.report.model import Cell, Column, Comparison, Difference, Summary, Table
+
+MINUS = "\N{MINUS SIGN}"
+NOT_AVAILABLE = "n/a"
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Footnotes:
+    """Remarks under a table, each written once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, *texts: str) -> str:
+        """The superscript numbers of `texts`; empty where there are none."""
+        for text in texts:
+            if text not in self.texts:
+                self.texts.append(text)
+        return " ".join(str(self.texts.index(text) + 1).translate(_SUPERSCRIPT) for text in texts)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter((str(n).translate(_SUPERSCRIPT), text) for n, text in enumerate(self.texts, 1))
+
+
+def signed(share: float) -> str:
+    """A difference in points, with its sign: +1.2."""
+    rounded = round(100 * share, 1)
+    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else '±'}{abs(rounded):.1f}".replace("inf", "∞")
+
+
+def accuracy(cell: Cell, footnotes: Footnotes) -> str:
+    """An accuracy in per cent with the half-width of its interval: 93.4 ± 1.2."""
+    mark = footnotes.mark(*cell.remarks)
+    if cell.interval is None:
+        return NOT_AVAILABLE + mark
+    half = (cell.interval.high - cell.interval.low) / 2
+    return f"{100 * cell.interval.mean:.1f} ± {100 * half:.1f}{mark}".replace("inf", "∞")
+
+
+def points(interval: Interval) -> str:
+    """A difference in points with its interval: +2.1 [−0.3, +4.5]."""
+    return f"{signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"
+
+
+def difference(cell: Cell, footnotes: Footnotes) -> str:
+    """A cell of the table of differences."""
+    mark = footnotes.mark(*cell.remarks)
+    return (NOT_AVAILABLE if cell.interval is None else points(cell.interval)) + mark
+
+
+def p_value(p: float | None) -> str:
+    """A p value to three places."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def smallest(interval: Interval | None) -> str:
+    """The smallest true difference that would be found with 80 % power, in points."""
+    return "" if interval is None else f"{100 * interval.smallest:.1f}".replace("inf", "∞")
+
+
+def heading(column: Column) -> str:
+    """A column's heading; ∅ marks a negative control."""
+    return f"{column.label} ∅" if column.negative_control else column.label
+
+
+def differences(comparison: Comparison) -> Iterator[tuple[str, Difference, float | None]]:
+    """The lines of a comparison: what against, the difference, and the adjusted p of the first."""
+    yield f"{comparison.baseline.against} (baseline)", comparison.baseline, comparison.adjusted_p
+    for control in comparison.controls:
+        yield f"{control.against} (control)", control, None
+
+
+def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:
+    """What follows the kind of a verdict: its sentence, and what qualifies it but for what was `said` already."""
+    sentence = comparison.sentence
+    repeats = sentence.lower().startswith(comparison.kind)
+    rest = sentence[len(comparison.kind) :] if repeats else f": {sentence}"
+    notes = "; ".join(note for note in comparison.notes if note not in said)
+    return f"{rest} ({notes})" if notes else rest
+
+
+def by_arm(summary: Summary) -> Iterator[tuple[str, list[str], list[tuple[Table, Comparison]]]]:
+    """Each arm with a verdict, what qualifies all of its verdicts, and these."""
+    for arm in summary.arms:
+        claims = [(table, comparison) for table, comparison in summary.claims if comparison.arm == arm]
+        if claims:
+            shared = set.intersection(*(set(c.notes) for _, c in claims)) if len(claims) > 1 else set()
+            yield arm, [note for note in claims[0][1].notes if note in shared], claims
+
+
+def about(summary: Summary) -> str:
+    """One line on the size of the study."""
+    ok = sum(row.status == "ok" for row in summary.rows)
+    seeds = f"{summary.units} seed{'s' if summary.units != 1 else ''}"
+    failed = f", {len(summary.rows) - ok} without a result" if ok < len(summary.rows) else ""
+    return f"{len(summary.arms)} arms, {seeds}, {ok} scores{failed}"
+
+
+def lead(table: Table) -> str:
+    """What the table's verdicts are about."""
+    return f"{table.rows:,} test rows; verdicts are about {table.primary_label}"
+
+
+_MEASURES = {
+    "explained_variance": ("explained variance", "{:.3f}"),
+    "explained_variance_untrained": ("… of its untrained self", "{:.3f}"),
+    "l0": ("active latents (L0)", "{:.1f}"),
+    "dead_share": ("dead latents", "{:.1%}"),
+}
+
+
+def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the adapters' measures, the standard ones first."""
+    found = dict.fromkeys(name for measures in summary.adapters.values() for name in measures)
+    names = [name for name in _MEASURES if name in found] + [name for name in found if name not in _MEASURES]
+    shown = {name: _MEASURES.get(name, (name.replace("_", " "), "{:.4g}")) for name in names}
+    lines = [
+        [arm, *(shown[n][1].format(measures[n]) if n in measures else "" for n in names)]
+        for arm, measures in summary.adapters.items()
+    ]
+    return ["arm", *(label for label, _ in shown.values())], lines
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as one list of names and texts."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}: ")
+        else:
+            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

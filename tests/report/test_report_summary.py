@@ -1,0 +1,254 @@
+"""The numbers of a report, against hand-worked ones."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from report_study import ARMS, RunFolder
+
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.paired import paired_difference
+from monoeval.report import summarise, to_json
+from monoeval.report.model import Comparison, Summary, Table
+
+Make = Callable[..., RunFolder]
+IDS = ["a", "b", "c", "d"]
+LABELS = np.array([0, 1, 2, 3])
+PAIR = [ARMS[0], {**ARMS[2], "controls": []}]
+
+
+def bits(text: str) -> np.ndarray:
+    """Correctness of each row, written as ones and zeros."""
+    return np.array([c == "1" for c in text])
+
+
+def table(summary: Summary, scenario: str) -> Table:
+    (found,) = (t for t in summary.tables if t.scenario == scenario)
+    return found
+
+
+def claim(summary: Summary, scenario: str, arm: str = "sae") -> Comparison:
+    (found,) = (c for c in table(summary, scenario).comparisons if c.arm == arm)
+    return found
+
+
+def noise(rate: float, signal: float = 0.5) -> dict[str, object]:
+    return {"scenario": "label-noise", "series": "symmetric", "level": rate, "label_signal": signal,
+            "protocol": f"label-noise/symmetric@{rate:g}"}  # fmt: skip
+
+
+def test_a_score_without_seeds_stands_beside_every_seed(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["clean"], seeds=2)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("1010"))
+    run.score("sae", bits("1110"), adapter_seed=0)
+    run.score("sae", bits("1111"), adapter_seed=1)
+    summary = summarise(run.folder)
+    cells = table(summary, "clean").cells
+    assert cells["raw"][0].interval.mean == 0.5
+    assert cells["sae"][0].interval.mean == 0.875
+    delta = np.array([[0, 0], [1, 1], [0, 0], [0, 1]])  # rows × seeds, by hand
+    gain = claim(summary, "clean").baseline.primary.interval
+    assert gain == paired_difference(delta)
+    assert (gain.mean, gain.units, gain.rows) == (0.375, 2, 4)
+
+
+def test_rows_are_paired_by_id_and_not_by_place(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    run.test("shuffled", ["d", "x", "b", "a", "c"], np.array([3, 9, 1, 0, 2]))
+    run.score("raw", bits("1010"))
+    run.score("sae", bits("00110"), "shuffled")  # d 0, x 0, b 1, a 1, c 0
+    gain = claim(summarise(run.folder), "clean").baseline.primary
+    assert gain.interval == paired_difference([[0], [1], [-1], [0]])
+    assert any("4 of 5 test rows" in remark for remark in gain.remarks)
+
+
+def test_groups_reach_the_statistics(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["clean"], seeds=1)
+    run.test("t", IDS, LABELS, groups=np.array([7, 7, 8, 9]))
+    run.score("raw", bits("1010"))
+    run.score("sae", bits("1101"))
+    gain = claim(summarise(run.folder), "clean").baseline.primary.interval
+    assert gain == paired_difference([[0], [1], [-1], [1]], [7, 7, 8, 9])
+
+
+def test_levels_without_signal_are_shown_but_outside_the_mean(run_folder: Make) -> None:
+    run = run_folder(ARMS[:1], ["label-noise"], seeds=1)
+    run.test("t", IDS, LABELS)
+    for rate, signal, correct in ((0.0, 1.0, "1111"), (0.5, 0.4, "1100"), (0.9, 0.0, "0000")):
+        run.score("raw", bits(correct), **noise(rate, signal))
+    made = table(summarise(run.folder), "label-noise")
+    assert [c.label for c in made.columns] == ["0", "0.5", "0.9", "mean"]
+    assert [c.negative_control for c in made.columns] == [False, False, True, False]
+    assert [cell.interval.mean for cell in made.cells["raw"]] == [1.0, 0.5, 0.0, 0.75]
+
+
+def test_repeats_are_averaged_within_a_seed_and_paired_by_number(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["few-shot"], seeds=1)
+    run.test("t", IDS, LABELS)
+    place = {"scenario": "few-shot", "series": "shots", "level": 1, "protocol": "few-shot/unlabelled-train@1"}
+    for repeat, raw, sae in ((0, "1000", "1100"), (1, "1100", "1111"), (2, "0000", None)):
+        run.score("raw", bits(raw), draw=0, repeat=repeat, **place)
+        run.score("sae", None if sae is None else bits(sae), draw=0, repeat=repeat, **place)
+    summary = summarise(run.folder)
+    gain = claim(summary, "few-shot").baseline.primary
+    assert gain.interval == paired_difference([[0], [0.5], [0.5], [0.5]])
+    assert any("repeat" in remark for remark in gain.remarks)
+    assert table(summary, "few-shot").cells["raw"][0].interval.mean == pytest.approx(0.25)
+
+
+def test_a_failed_level_is_not_available_and_left_out_of_pairs(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["label-noise"], seeds=1)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("1100"), **noise(0.2))
+    run.score("raw", bits("1000"), **noise(0.4))
+    run.score("sae", bits("1110"), **noise(0.2))
+    run.score("sae", None, **noise(0.4))
+    summary = summarise(run.folder)
+    cells = table(summary, "label-noise").cells["sae"]
+    assert [cell.interval is None for cell in cells] == [False, True, True]
+    assert "out of memory" in cells[1].remarks[0]
+    comparison = claim(summary, "label-noise")
+    assert comparison.baseline.primary.interval.mean == 0.25  # on 0.2 alone
+    assert any("1 of 2 levels, without symmetric 0.4" in note for note in comparison.notes)
+    assert any("1 of 4 scores have no result" in note for note in summary.notes)
+
+
+def test_one_level_that_one_seed_lacks_gives_way_rather_than_the_seed(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["label-noise"], seeds=2)
+    run.test("t", IDS, LABELS)
+    for rate in (0.1, 0.2, 0.3):
+        run.score("raw", bits("1000"), **noise(rate))
+        for seed in (0, 1):
+            run.score("sae", None if (rate, seed) == (0.2, 1) else bits("1100"), adapter_seed=seed, **noise(rate))
+    primary = claim(summarise(run.folder), "label-noise").baseline.primary
+    assert primary.interval.units == 2
+    assert primary.remarks == ("on 2 of 3 levels, without symmetric 0.2",)
+
+
+def test_an_arm_that_never_ran_is_shown(run_folder: Make) -> None:
+    run = run_folder(ARMS, ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("1100"))
+    summary = summarise(run.folder)
+    cell = table(summary, "clean").cells["sae"][0]
+    assert cell.interval is None
+    assert "not run" in cell.remarks[0]
+    assert claim(summary, "clean").kind == "no verdict"
+
+
+def test_unlike_protocols_are_never_in_one_table(run_folder: Make) -> None:
+    run = run_folder(ARMS[:1], ["corruption"], seeds=1)
+    run.test("t", IDS, LABELS)
+    for source, correct in (("imagenet-c.onthefly", "1111"), ("imagenet-c.official", "0000")):
+        for kind in ("fog", "snow"):
+            place = {"series": kind, "level": 1, "protocol": f"corruption/{source}/{kind}@1/224"}
+            run.score("raw", bits(correct), scenario="corruption", **place)
+    tables = summarise(run.folder).tables
+    assert [t.cells["raw"][t.primary].interval.mean for t in tables] == [1.0, 0.0]
+    assert len({t.slug for t in tables}) == 2
+
+
+def test_a_failed_corruption_is_counted_under_the_protocol_of_its_twin(run_folder: Make) -> None:
+    run = run_folder(ARMS[:2], ["corruption"], seeds=1)
+    run.test("t", IDS, LABELS)
+    place = {"scenario": "corruption", "series": "fog", "level": 1}
+    run.score("raw", bits("1111"), **place, protocol="corruption/cifar-c.onthefly/fog@1/32")
+    run.score("random", None, **place, protocol="corruption/onthefly/fog@1")
+    made = table(summarise(run.folder), "corruption")
+    assert "out of memory" in made.cells["random"][0].remarks[0]
+
+
+def test_corruptions_are_averaged_over_severities_and_clean_is_apart(run_folder: Make) -> None:
+    run = run_folder(ARMS[:1], ["corruption"], seeds=1)
+    run.test("t", IDS, LABELS)
+    for kind, scores in {"fog": ("1111", "1110", "1100"), "snow": ("1111", "1000", "0000")}.items():
+        for level, correct in enumerate(scores):
+            protocol = f"corruption/cifar-c.onthefly/{kind}@{level}/32"
+            run.score("raw", bits(correct), scenario="corruption", series=kind, level=level, protocol=protocol)
+    made = table(summarise(run.folder), "corruption")
+    assert [c.label for c in made.columns] == ["clean", "fog", "snow", "mean"]
+    assert_allclose([cell.interval.mean for cell in made.cells["raw"]], [1.0, 0.625, 0.125, 0.375])
+    mean = next(c for c in made.curves if c.series.startswith("mean"))
+    assert_allclose([cell.interval.mean for cell in mean.cells], [1.0, 0.5, 0.25])
+
+
+def test_one_backbone_pair_gives_no_verdict_on_the_pretraining(run_folder: Make) -> None:
+    arms = [{"name": "cl", "backbone": "cl", "method": "identity"},
+            {"name": "ncl", "backbone": "ncl", "method": "identity", "baseline": "cl"}]  # fmt: skip
+    run = run_folder(arms, ["clean"], seeds=2)
+    run.test("t", IDS, LABELS)
+    run.score("cl", bits("0000"), conditional=True)
+    run.score("ncl", bits("1111"), conditional=True)
+    comparison = claim(summarise(run.folder), "clean", "ncl")
+    assert comparison.kind == "no verdict"
+    assert "conditional on one backbone pair" in comparison.notes
+
+
+def test_an_adapter_no_better_than_untrained_gets_no_verdict(run_folder: Make) -> None:
+    run = run_folder(ARMS, ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("0000"))
+    run.score("random", bits("0000"), adapter_seed=0)
+    adapter = {"explained_variance": 0.3, "explained_variance_untrained": 0.3}
+    run.score("sae", bits("1111"), adapter_seed=0, adapter=adapter)
+    comparison = claim(summarise(run.folder), "clean")
+    assert comparison.kind == "no verdict"
+    assert "Adapter not trained" in comparison.sentence
+
+
+def test_planted_gains_are_found_in_every_scenario(full_study: RunFolder) -> None:
+    summary = summarise(full_study.folder)
+    accuracy: dict[tuple[str, str], list[float]] = {}
+    for row in summary.rows:  # means of the ledger's own accuracies, an independent way to the same gain
+        inside = row.scenario in {"clean", "few-shot", "label-noise"} or row.level > 0
+        if inside and (row.label_signal is None or row.label_signal > 0):
+            accuracy.setdefault((row.scenario, row.arm), []).append(float(row.accuracy or 0))
+    assert {t.scenario for t, _ in summary.claims} == {row.scenario for row in summary.rows}
+    for made, comparison in summary.claims:
+        assert comparison.arm == "sae"
+        gain = comparison.baseline.primary.interval
+        assert gain.low > 0
+        if made.scenario != "label-noise":  # where level 0 has other numbers of rows than the rest
+            means = [np.mean(accuracy[made.scenario, arm]) for arm in ("sae", "raw")]
+            assert_allclose(gain.mean, means[0] - means[1], atol=1e-12)
+
+
+def test_adjusted_p_is_holm_over_the_claims(full_study: RunFolder) -> None:
+    claims = [c for _, c in summarise(full_study.folder).claims]
+    raw = np.array([c.baseline.primary.interval.p_value for c in claims])
+    expected = np.empty(len(raw))
+    worst = 0.0
+    for rank, place in enumerate(np.argsort(raw)):
+        worst = max(worst, min(1.0, (len(raw) - rank) * raw[place]))
+        expected[place] = worst
+    assert_allclose([c.adjusted_p for c in claims], expected)
+
+
+def test_what_holds_for_all_is_said_once(full_study: RunFolder) -> None:
+    summary = summarise(full_study.folder)
+    assert "Every comparison here: conditional on one backbone." in summary.notes
+    assert not any("conditional" in note for _, c in summary.claims for note in c.notes)
+    assert sum("monosemanticity itself was not measured" in note for note in summary.notes) == 1
+
+
+def test_json_is_plain(full_study: RunFolder) -> None:
+    made = to_json(summarise(full_study.folder))
+    again = json.loads(json.dumps(made, allow_nan=False))
+    assert again["tables"][0]["cells"]["raw"][0]["interval"]["rows"] == 300
+
+
+def test_a_folder_without_a_run_is_named(run_folder: Make) -> None:
+    folder = run_folder(ARMS, ["clean"]).folder
+    with pytest.raises(UsageError, match="not a run folder"):
+        summarise(folder / "tests")
+
+
+def test_a_damaged_sidecar_is_named(full_study: RunFolder) -> None:
+    path = full_study.folder / "predictions" / "k000000.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(MonoevalError, match="k000000"):
+        summarise(full_study.folder)
