@@ -17,7 +17,7 @@ from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.resolve import check_available, identity, resolve
 from monoeval.backbones.sources import Network, build
 from monoeval.backbones.spec import BackboneSpec
-from monoeval.backbones.taps import probe_width
+from monoeval.backbones.taps import first_features
 from monoeval.errors import UsageError
 from monoeval.keys import key
 
@@ -78,7 +78,7 @@ def load_backbone(spec: BackboneSpec, *, device: str = "auto", seed: int = 0) ->
     check_available(spec)
     network = _frozen(build(resolved, spec, seed))
     pictures = network.preprocess.tensor(_pictures(2, network.preprocess.image_size))
-    reference = probe_width(network.features, pictures)
+    reference = first_features(network.features, pictures, resolved.name)
     fingerprint = _fingerprint(network.module, reference)
     identity_key = key(identity(spec, seed))
     if spec.precision != "auto":

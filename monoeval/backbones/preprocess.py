@@ -38,7 +38,7 @@ class Preprocess(Spec):
     """`center` resizes the shorter side, `squash` both sides, `border` the longer one and pads with the mean."""
 
     def image(self, image: Image) -> Image:
-        """Resize and crop uint8 RGB [H, W, 3] to uint8 [S, S, 3]."""
+        """Resize and crop uint8 RGB [H, W, 3] to a new uint8 [S, S, 3]."""
         height, width = image.shape[:2]
         target = math.floor(self.image_size / self.crop_pct)
         if self.crop_mode == "squash":
@@ -66,7 +66,7 @@ class Preprocess(Spec):
             padded[top : top + image.shape[0], left : left + image.shape[1]] = image
             image = padded
         top, left = (round((side - size) / 2.0) for side in image.shape[:2])
-        return np.ascontiguousarray(image[top : top + size, left : left + size])
+        return image[top : top + size, left : left + size].copy()
 
     def tensor(self, images: NDArray[np.uint8]) -> "Tensor":
         """Normalise uint8 [B, S, S, 3] to float32 [B, 3, S, S] with the backbone's mean and standard deviation."""

@@ -105,10 +105,15 @@ def _name(module: nn.Module, layer: str) -> str:
     )
 
 
-def probe_width(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Run `features` on a few images and check that it gives one vector for each."""
-    with torch.inference_mode():
-        out = features(images)
-    if out.ndim != 2 or len(out) != len(images):
-        raise UsageError(f"The model gives {list(out.shape)} for {len(images)} images, not one vector for each.")
+def first_features(features: Callable[[Tensor], Tensor], images: Tensor, model: str) -> Tensor:
+    """Run `features` on a few images; UsageError where the model cannot, or gives no vector for each."""
+    try:
+        with torch.inference_mode():
+            out = features(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{model} cannot take images of {images.shape[-1]} pixels: {reason}") from error
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
+        shape = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UsageError(f"{model} gives {shape} for {len(images)} images, not one vector for each.")
     return out

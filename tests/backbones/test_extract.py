@@ -1,0 +1,175 @@
+"""Extraction: features against a plain loop, resuming, damage, and what the cache says of itself."""
+
+import errno
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from monoeval.backbones import extract as extraction
+from monoeval.backbones import records
+from monoeval.backbones.cache import clear, entries, trim, verify
+from monoeval.backbones.extract import extract
+from monoeval.backbones.load import load_backbone
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import Transform
+from monoeval.data.transforms import add_noise, corrupt
+from monoeval.errors import MonoevalError, UsageError
+
+BLUR = Transform(name="gaussian_noise", stage="image", severity=2)
+NOISE = Transform(name="gaussian", stage="tensor", severity=0.3)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    spec = BackboneSpec(model="test_resnet", weights="random", image_size=32, precision="fp32")
+    return load_backbone(spec, device="cpu")
+
+
+def plain(backbone, images, change=None):
+    """Features of every image by itself, without pipeline or cache."""
+    rows = []
+    for row in range(len(images)):
+        pixels, ids = backbone.preprocess.image(images.read(row))[None], images.ids[[row]]
+        if change == BLUR:
+            pixels = corrupt(pixels, ids, BLUR)
+        x = backbone.preprocess.tensor(pixels)
+        rows.append(backbone(torch.from_numpy(add_noise(x.numpy(), ids, NOISE)) if change == NOISE else x))
+    return torch.cat(rows)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 16)
+
+
+def folder(cache, features):
+    return cache / "features" / features.key
+
+
+def test_one_pass_serves_all_transforms(backbone, pictures):
+    reads = []
+    counted = replace(pictures, read=lambda row: (reads.append(row), pictures.read(row))[1])
+    sets = extract(backbone, "id", counted, [None, BLUR, NOISE, None])
+    assert sorted(reads) == list(range(70))
+    assert sets[0].key == sets[3].key
+    for features, change in zip(sets, [None, BLUR, NOISE], strict=False):
+        torch.testing.assert_close(features.load(), plain(backbone, pictures, change), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_batch_size_hardly_matters(backbone, pictures, monkeypatch, size):
+    monkeypatch.setitem(extraction.BATCH, "cpu", size)
+    features = extract(backbone, "id", pictures, [None])[0].load()
+    torch.testing.assert_close(features, plain(backbone, pictures), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_resumes_after_a_lost_or_damaged_shard(backbone, pictures, cache, caplog):
+    made = extract(backbone, "id", pictures, [None])[0]
+    before = made.load()
+    assert len(made.shards) == 5
+    assert records.cached("id", "fp-pictures")
+    made.shards[3].unlink()
+    assert not records.cached("id", "fp-pictures")
+    spoiled = bytearray(made.shards[1].read_bytes())
+    spoiled[-1] ^= 1
+    made.shards[1].write_bytes(spoiled)
+    kept = made.shards[0].stat().st_mtime_ns
+    reads = []
+    counted = replace(pictures, read=lambda row: (reads.append(row), pictures.read(row))[1])
+    with caplog.at_level(logging.WARNING, "monoeval"):
+        again = extract(backbone, "id", counted, [None])[0]
+    assert "damaged" in caplog.text
+    assert sorted(reads) == [*range(16, 32), *range(48, 64)]
+    assert torch.equal(again.load(), before)
+    assert again.shards[0].stat().st_mtime_ns == kept
+    assert {p.name for p in folder(cache, again).iterdir()} == {p.name for p in again.shards} | {"entry.json"}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_interrupted_extraction_keeps_its_whole_shards(backbone, pictures):
+    def stops(row):
+        if row == 40:
+            raise KeyboardInterrupt
+        return pictures.read(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(backbone, "id", replace(pictures, read=stops), [None])
+    reads = []
+    counted = replace(pictures, read=lambda row: (reads.append(row), pictures.read(row))[1])
+    extract(backbone, "id", counted, [None])
+    assert min(reads) == 32
+
+
+def test_keys_tell_apart_what_differs(backbone, pictures):
+    base = extract(backbone, "id", pictures, [None])[0].key
+    half = replace(backbone, precision="bf16", features=lambda x: backbone.features(x.float()))
+    others = [
+        extract(backbone, "other", pictures, [None])[0].key,
+        extract(backbone, "id", replace(pictures, fingerprint="x"), [None])[0].key,
+        extract(backbone, "id", pictures, [NOISE])[0].key,
+        extract(replace(backbone, fingerprint="x"), "id", pictures, [None])[0].key,
+        extract(half, "id", pictures, [None])[0].key,
+    ]
+    assert len({base, *others}) == 6
+
+
+def test_large_values_are_kept_in_fp32(backbone, pictures):
+    large = replace(backbone, features=lambda x: backbone.features(x) * 1e6)
+    features = extract(large, "large", pictures, [None])[0]
+    assert np.load(features.shards[0]).dtype == np.float32
+    torch.testing.assert_close(features.load(), plain(large, pictures), rtol=1e-4, atol=10)
+
+
+def test_values_that_are_not_finite_are_refused(backbone, pictures):
+    def broken(x):
+        out = backbone.features(x).clone()
+        out[0] = float("nan")
+        return out
+
+    with pytest.raises(MonoevalError, match="test_resnet gives features that are not finite for 3 of 70 images"):
+        extract(replace(backbone, features=broken), "broken", pictures, [None])
+
+
+def test_a_full_disk_is_one_sentence(backbone, pictures, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(MonoevalError, match=r"No space left.*monoeval cache clear"):
+        extract(backbone, "id", pictures, [None])
+
+
+def test_an_empty_set(backbone, pictures):
+    features = extract(backbone, "id", pictures.take(np.array([], np.int64)), [None])[0]
+    assert (features.n, features.width) == (0, backbone.width)
+
+
+def test_cache_is_listed_verified_trimmed_and_cleared(backbone, pictures, cache):
+    first, second = extract(backbone, "id", pictures, [None, NOISE])
+    listed = {entry.key: entry for entry in entries()}
+    assert listed[first.key].what == "70 × 96 features of pictures by test_resnet"
+    on_disk = sum(p.stat().st_size for p in folder(cache, first).iterdir())
+    assert listed[first.key].bytes == on_disk
+    assert verify() == []
+    second.shards[0].write_bytes(second.shards[0].read_bytes()[:-3])
+    assert len(verify()) == 1
+    assert verify() == []
+    torch.testing.assert_close(
+        extract(backbone, "id", pictures, [NOISE])[0].load(),
+        plain(backbone, pictures, NOISE),
+        rtol=2e-3,
+        atol=2e-3,
+    )
+    freed = trim(on_disk)
+    assert freed > 0
+    assert sum(entry.bytes for entry in entries()) <= on_disk
+    extract(backbone, "id", pictures, [None])
+    with pytest.raises(UsageError, match="did you mean 'features'"):
+        clear("feature")
+    assert clear("features") == on_disk
+    assert clear() > 0
+    assert entries() == []
