@@ -175,13 +175,14 @@ def _class_names(name: str, train: Source, test: Source | None) -> tuple[str, ..
     strangers = sorted(tested - present)
     if strangers:
         raise UsageError(
-            f"{name} has test images of {len(strangers)} classes without training images "
-            f"({', '.join(strangers[:5])}): add some, or remove the class."
+            f"{name} has classes with test images but no training images ({', '.join(strangers[:5])}): add "
+            "some, or remove the class."
         )
-    if len(present) < len(train.names):
-        empty = [n for n in train.names if n not in present]
+    empty = [n for n in train.names if n not in present]
+    if empty:
+        some = ", ".join(empty[:5])
         log.warning(
-            "%s has no images of %d classes (%s); they are left out.", name, len(empty), ", ".join(empty[:5])
+            "%s: %d of %d classes have no images and are left out (%s).", name, len(empty), len(train.names), some
         )
     return names
 
