@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from monoeval.errors import MonoevalError
@@ -14,8 +15,8 @@ from monoeval.progress import bar
 log = logging.getLogger("monoeval")
 
 
-def file_keys(root: Path, paths: Sequence[Path]) -> list[str]:
-    """The content hash of each of `paths`, which lie under `root`.
+def file_keys(root: Path, names: Sequence[str]) -> list[str]:
+    """The content hash of each of the files `names`, which are relative to `root`.
 
     Hashes are kept in the cache for each root, and used again while a file's size and time of change (in
     nanoseconds) stay. A cache that cannot be written costs reading the files again, with a warning.
@@ -25,16 +26,17 @@ def file_keys(root: Path, paths: Sequence[Path]) -> list[str]:
     index = cache_dir() / "fingerprints" / f"{key(str(root))}.json"
     known = _read(index)
     found: dict[str, list[int | str]] = {}
-    names = [str(path.resolve()) for path in paths]
     missing = []
     for name in names:
-        stamp = _stamp(name)
+        stamp = _stamp(root, name)
         if known.get(name, [])[:2] == stamp:
             found[name] = known[name]
         else:
             missing.append((name, stamp))
     with bar("Reading files", len(missing), "files") as advance, ThreadPoolExecutor(8) as pool:
-        for (name, stamp), content in zip(missing, pool.map(_content, (n for n, _ in missing)), strict=True):
+        for (name, stamp), content in zip(
+            missing, pool.map(partial(_content, root), [name for name, _ in missing]), strict=True
+        ):
             found[name] = [*stamp, content]
             advance(1)
     if missing:
@@ -46,23 +48,23 @@ def file_keys(root: Path, paths: Sequence[Path]) -> list[str]:
     return [str(found[name][2]) for name in names]
 
 
-def _stamp(name: str) -> list[int | str]:
+def _stamp(root: Path, name: str) -> list[int | str]:
     try:
-        stat = Path(name).stat()
+        stat = Path(f"{root}/{name}").stat()  # half the time of joining paths, for a million files
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable(root / name, error) from error
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _content(name: str) -> str:
+def _content(root: Path, name: str) -> str:
     try:
-        return file_key(Path(name))
+        return file_key(root / name)
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable(root / name, error) from error
 
 
-def _unreadable(name: str, error: OSError) -> MonoevalError:
-    return MonoevalError(f"{name} cannot be read ({error.strerror}): make it readable, then run again.")
+def _unreadable(path: Path, error: OSError) -> MonoevalError:
+    return MonoevalError(f"{path} cannot be read ({error.strerror}): make it readable, then run again.")
 
 
 def _read(index: Path) -> dict[str, list[int | str]]:

@@ -66,13 +66,13 @@ def _source(root: Path, split: str) -> Source:
     labels: list[int] = []
     classes: list[str] = []
     for name in _folders(folder):
-        images = _images(folder / name)
+        images = _images(root, folder / name)
         if not images:
             log.warning("%s has no images and is left out.", folder / name)
             continue
         labels += [len(classes)] * len(images)
         classes.append(name)
-        names += [path.relative_to(root).as_posix() for path in images]
+        names += images
     if not names:
         raise UsageError(
             f"{folder} has no images in class folders ({', '.join(s[1:] for s in SUFFIXES)}): check the path."
@@ -81,20 +81,21 @@ def _source(root: Path, split: str) -> Source:
         labels=np.array(labels, dtype=np.int64),
         names=tuple(classes),
         ids=np.array(names),
-        keys=file_keys(root, [root / name for name in names]),
+        keys=file_keys(root, names),
         read=_Read(str(root.resolve()), tuple(names)),
     )
 
 
-def _images(folder: Path) -> list[Path]:
-    """Images anywhere under `folder`, sorted; hidden files and other kinds of files are passed over."""
+def _images(root: Path, folder: Path) -> list[str]:
+    """Images anywhere under `folder`, relative to `root`, sorted; hidden and other files are passed over."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"{error.filename} cannot be read ({error.strerror}): make it readable, then run again.")
 
-    found = []
+    found: list[str] = []
     for where, _, inside in os.walk(folder, onerror=refuse, followlinks=True):
-        found += [Path(where) / name for name in inside if _is_image(name)]
+        prefix = Path(where).relative_to(root).as_posix()
+        found += [f"{prefix}/{name}" for name in inside if _is_image(name)]
     return sorted(found)
 
 

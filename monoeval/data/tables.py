@@ -126,7 +126,7 @@ def _arrow_source(called: str, root: Path, split: str, paths: tuple[Path, ...], 
     image, label = _columns(called, tables[0].schema, spec)
     chunks = [c for table in tables for c in table.column(label).chunks]
     column = pa.chunked_array(chunks, type=tables[0].schema.field(label).type)
-    keys = file_keys(root, paths)
+    keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
     return _source(called, split, tables[0].schema, (image, label), column, keys, paths)
 
 
@@ -138,7 +138,7 @@ def _parquet_source(called: str, root: Path, split: str, paths: tuple[Path, ...]
     except (OSError, pa.ArrowException, KeyError) as error:
         raise _unreadable(paths[0].parent if len(paths) > 1 else paths[0], error) from error
     column = pa.chunked_array([c for some in labels for c in some.chunks], type=schema.field(label).type)
-    keys = file_keys(root, paths)
+    keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
     return _source(called, split, schema, (image, label), column, keys, _unpacked(paths, keys, image))
 
 
