@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 INK = "#1b1e24"
 """Colour of text, axes and the first arm; `html` replaces it by the page's own text colour."""
+PAPER = "#fffffe"
+"""Background of the files, which a dark page would swallow without one; `html` takes it out."""
 _GRID = "#8a919e"
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which vanishes on white.
 _COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -50,8 +52,8 @@ def _style(salt: str) -> Iterator[None]:
                     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK,
                     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
                     "axes.grid": True, "grid.color": _GRID, "grid.alpha": 0.3, "grid.linewidth": 0.6,
-                    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none",
-                    "axes.facecolor": "none", "savefig.facecolor": "none",
+                    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": PAPER,
+                    "axes.facecolor": "none", "savefig.facecolor": PAPER,
                 }
             )  # fmt: skip
             yield
@@ -161,7 +163,17 @@ _LEVELS = {
 
 def _height(lines: int, arms: int) -> float:
     """Inches for `lines` groups of `arms` dots, with room for the axis below."""
-    return 0.6 + lines * (0.2 + 0.15 * arms)
+    return 0.6 + lines * (0.2 + _step(lines) * arms)
+
+
+def _step(lines: int) -> float:
+    """Inches between the dots of a group; closer where there are many groups."""
+    return 0.15 if lines <= 6 else 0.1
+
+
+def _shift(number: int, arms: int, lines: int) -> float:
+    """Where the dot of arm `number` lies in its group, in units of the distance between groups."""
+    return (number - (arms - 1) / 2) * _step(lines) / (0.2 + _step(lines) * arms)
 
 
 def _dots(summary: Summary, table: Table, columns: Sequence[int], axes: "Axes") -> None:
@@ -169,7 +181,7 @@ def _dots(summary: Summary, table: Table, columns: Sequence[int], axes: "Axes") 
     look = _look(summary)
     cells: Mapping[str, Sequence[Cell]] = table.cells
     for number, (arm, row) in enumerate(cells.items()):
-        shift = (number - (len(cells) - 1) / 2) * 0.15 / (0.2 + 0.15 * len(cells))
+        shift = _shift(number, len(cells), len(columns))
         _interval_dots(axes, arm, look[arm], [row[i] for i in columns], shift)
     axes.set_yticks(range(len(columns)), [table.columns[i].label for i in columns])
     axes.set_ylim(len(columns) - 0.5, -0.5)
@@ -190,7 +202,8 @@ def _interval_dots(
 
 def _corruption(summary: Summary, table: Table, curves: Sequence[Curve]) -> "Figure":
     """The mean curve over severities, and below it each corruption averaged over severities."""
-    columns = [i for i in range(len(table.columns)) if i != table.primary or len(table.columns) == 1]
+    columns = [i for i, c in enumerate(table.columns) if i != table.primary and any(p.level for p in c.points)]
+    columns = columns or [table.primary]
     below = _height(len(columns), len(table.cells))
     figure, axes = _figure(list(table.cells), 3.0 + below, nrows=2, height_ratios=[3.0, below])
     _curves(summary, table, curves, axes[0, 0])
@@ -213,7 +226,7 @@ def _differences(summary: Summary) -> "Figure | None":
     place.axvline(0, color=INK, linewidth=1)
     for number, arm in enumerate(arms):
         gains = [next((c.baseline.primary for c in t.comparisons if c.arm == arm), Cell(None)) for t in tables]
-        shift = (number - (len(arms) - 1) / 2) * 0.15 / (0.2 + 0.15 * len(arms))
+        shift = _shift(number, len(arms), len(tables))
         _interval_dots(place, arm, look[arm], gains, shift)
     place.set_yticks(range(len(tables)), [t.title for t in tables])
     place.set_ylim(len(tables) - 0.5, -0.5)

@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from monoeval.report import wording
-from monoeval.report.figures import INK
+from monoeval.report.figures import INK, PAPER
 from monoeval.report.model import Summary, Table
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _inline(name: str, svg: str) -> "Markup":
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>", "", body, flags=re.DOTALL)
     body = re.sub(r'((?:\bid="|href="#|url\(#))', rf"\g<1>{name}-", body)
-    body = body.replace(INK, "currentColor")
+    body = body.replace(INK, "currentColor").replace(PAPER, "none")
     body = re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", body, count=1)
     return Markup(body)

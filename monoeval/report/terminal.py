@@ -1,7 +1,7 @@
 """The report as rich renderables, for a terminal of 100 columns."""
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
@@ -9,11 +9,11 @@ from rich.text import Text
 from monoeval.report import wording
 from monoeval.report.model import Comparison, Summary, Table
 
-_WIDTH = 62  # characters for a table's columns, beside the arms' names
+_WIDTH = 66  # characters for a table's columns, beside the arms' names
 _STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
 
 
-def render(summary: Summary) -> RenderableType:
+def render(summary: Summary) -> list[RenderableType]:
     """One table a scenario, its paired differences and verdicts, then the adapters and the notes."""
     parts: list[RenderableType] = [Text(f"{summary.name}: {wording.about(summary)}", style="bold")]
     if summary.note:
@@ -28,8 +28,7 @@ def render(summary: Summary) -> RenderableType:
         for line in lines:
             grid.add_row(*(Text(cell) for cell in line[:5]))
         parts += [Text(), grid]
-    parts += [Text(), *(_hanging("·", note) for note in summary.notes)]
-    return Group(*parts)
+    return [*parts, Text(), *(_hanging("·", note) for note in summary.notes)]
 
 
 def _grid(title: str, first: str) -> Grid:
@@ -74,7 +73,7 @@ def _telling(table: Table) -> list[int]:
     everything = list(range(len(table.columns)))
 
     def width(columns: list[int]) -> int:
-        return sum(max(12, len(wording.heading(table.columns[i]))) + 2 for i in columns)
+        return sum(max(11, len(wording.heading(table.columns[i]))) + 2 for i in columns)
 
     if width(everything) <= _WIDTH:
         return everything

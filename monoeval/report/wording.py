@@ -80,7 +80,7 @@ def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:
     """What follows the kind of a verdict: its sentence, and what qualifies it but for what was `said` already."""
     sentence = comparison.sentence
     repeats = sentence.lower().startswith(comparison.kind)
-    rest = sentence[len(comparison.kind) :] if repeats else f": {sentence}"
+    rest = sentence[len(comparison.kind) :] if repeats else f". {sentence}"
     notes = "; ".join(note for note in comparison.notes if note not in said)
     return f"{rest} ({notes})" if notes else rest
 

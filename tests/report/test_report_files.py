@@ -95,7 +95,7 @@ def test_terminal_fits_in_100_columns(run_folder: Callable[..., RunFolder]) -> N
     run = study(run_folder([*ARMS, long], SCENARIOS), rows=60, corruptions=corruptions)
     run.score("sae", None, scenario="clean", adapter_seed=9)
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(render(summarise(run.folder)))
+    console.print(*render(summarise(run.folder)), sep="\n")
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text.replace("… of its", "")
@@ -107,7 +107,7 @@ def test_terminal_fits_in_100_columns(run_folder: Callable[..., RunFolder]) -> N
 def test_failures_have_their_reason_in_every_format(evil: RunFolder) -> None:
     summary = summarise(evil.folder)
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(render(summary))
+    console.print(*render(summary), sep="\n")
     assert "n/a¹" in console.export_text()
     write(evil.folder)
     for name in ("report.md", "report.html"):
