@@ -151,6 +151,7 @@ class _Path:
         self.batch, self.n_classes = batch, n_classes
         self.grid = sorted({float(l2) for l2 in spec.l2}, reverse=True)
         self.tunings = [_Tuning() for _ in batch.members]
+        # where each refit starts; what lies above the choice so far is dropped, as wide ones fill the memory
         self.classifiers: list[dict[float, tuple[Tensor, Tensor]]] = [{} for _ in batch.members]
         self.start: tuple[Tensor, Tensor] | None = None  # of all folds, from the λ before
 
@@ -162,7 +163,10 @@ class _Path:
             self._walk()
         chosen = [t.chosen if tuned else self.grid[0] for t in self.tunings]
         if tuned:
-            kept = [self.classifiers[i][l2] for i, l2 in enumerate(chosen)]
+            kept = [
+                have[min(have, key=lambda x: abs(np.log(x / l2)))]
+                for have, l2 in zip(self.classifiers, chosen, strict=True)
+            ]
             start = (
                 batch.by_group(torch.stack([weights for weights, _ in kept])),
                 batch.by_group(torch.stack([intercept for _, intercept in kept])),
@@ -236,4 +240,6 @@ class _Path:
                 finite = np.isfinite(loss[k])
                 clusters = batch.clusters[i]
                 self.tunings[i].add(l2, loss[k][finite], None if clusters is None else clusters[finite])
-                self.classifiers[i][l2] = mean_weights[k], mean_intercept[k]
+                self.classifiers[i][l2] = mean_weights[k].clone(), mean_intercept[k].clone()
+                limit = self.tunings[i].chosen
+                self.classifiers[i] = {x: kept for x, kept in self.classifiers[i].items() if x <= limit}

@@ -136,6 +136,17 @@ def test_the_grid_is_extended_both_ways():
     assert hopeless.l2 <= 1e3
 
 
+def test_a_choice_at_the_last_edge_is_reported(monkeypatch):
+    monkeypatch.setattr("monoeval.probes.select.HIGHEST", 0.1)
+    monkeypatch.setattr("monoeval.probes.select.LOWEST", 0.01)
+    rows = np.arange(150)
+    for apart in (6.0, 0.0):
+        codes, labels = data(apart=apart)
+        probe = fit_probes(codes, [Problem(rows, labels)], 3, ProbeSpec(l2=(1e-2, 1e-1)))[0]
+        assert probe.at_edge
+        assert probe.l2 == (0.01 if apart else 0.1)
+
+
 def test_one_value_is_taken_as_it_is():
     codes, labels = data()
     probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 3, ProbeSpec(l2=(0.03,)))[0]
