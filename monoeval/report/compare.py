@@ -52,12 +52,12 @@ def _accuracy(scores: Scores, arm: str, points: Sequence[Point]) -> Cell:
         for reason in dict.fromkeys(gaps.values()):
             units = [str(unit) for unit, other in gaps.items() if other == reason]
             seeds = f"seed {', '.join(units)} " if len(units) < len(scores.units) else ""
-            reasons.append(f"{arm}: {where}{seeds}{reason}")
+            reasons.append(f"{where}{seeds}{reason}")
     if any(not scores.units_of(arm, point) for point in points):
         return Cell(None, tuple(reasons))
     sample = scores.sample(arm, points)
     if sample is None:
-        return Cell(None, (*reasons, f"{arm}: no seed has all of these levels"))
+        return Cell(None, (*reasons, "no seed has all of these levels"))
     return Cell(paired_difference(sample.values, sample.groups), tuple(reasons) or sample.remarks)
 
 
@@ -70,7 +70,7 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
         shared = _shared(scores, arm, against, column.points)
         sample = scores.sample(arm, shared, against)
         if sample is None:
-            cells.append(Cell(None, (f"{arm} and {against} share no score",)))
+            cells.append(Cell(None, ("no score in common",)))
             continue
         remarks = sample.remarks
         if len(shared) < len(column.points):
@@ -124,8 +124,8 @@ def _judge(
     """The verdict, or why there is none."""
     none = "no verdict"
     if gain.primary.interval is None or any(d.primary.interval is None for d in controls):
-        missing = [d for d in (gain, *controls) if d.primary.interval is None]
-        return none, f"{'; '.join(remark for d in missing for remark in d.primary.remarks)}."
+        missing = [d.against for d in (gain, *controls) if d.primary.interval is None]
+        return none, f"There is no score in common with {', '.join(missing)}."
     if one_pair:
         return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
     measures = mean_measures(row for row in scores.rows if row.arm == arm)

@@ -99,11 +99,12 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
         "Satterthwaite degrees of freedom); differences are paired by test row and draw. “Could see” is the "
         "smallest true difference, in points, that would have been found with 80 % power."
     )
-    if family:
+    if family > 1:
         notes.append(
             f"Adjusted p is Holm's over the {family} gains over a baseline that get a verdict here; the verdicts "
             "rest on the unadjusted 95 % intervals."
         )
+    if family:
         notes.append(
             "Beyond the controls means a gain over the baseline and over every control "
             "(monosemanticity itself was not measured, so this speaks of the adapter, not of its cause)."

@@ -22,19 +22,17 @@ def render(summary: Summary) -> list[RenderableType]:
         parts += [Text(), *_scenario(table)]
     if summary.adapters:
         headings, lines = wording.adapter_table(summary)
-        grid = _grid("Adapters, as fitted", headings[0])
+        grid = _grid(headings[0])
         for heading in headings[1:5]:
             grid.add_column(heading, justify="right")
         for line in lines:
             grid.add_row(*(Text(cell) for cell in line[:5]))
-        parts += [Text(), grid]
+        parts += [Text(), Text("Adapters, as fitted", style="bold"), grid]
     return [*parts, Text(), *(_hanging("·", note) for note in summary.notes)]
 
 
-def _grid(title: str, first: str) -> Grid:
-    grid = Grid(
-        box=box.SIMPLE_HEAD, title=Text(title, style="bold"), title_justify="left", pad_edge=False, padding=(0, 1)
-    )
+def _grid(first: str) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     grid.add_column(first, overflow="fold", max_width=32)
     return grid
 
@@ -51,17 +49,18 @@ def _hanging(mark: str, text: str | Text, style: str = "dim") -> Grid:
 def _scenario(table: Table) -> list[RenderableType]:
     footnotes = wording.Footnotes()
     columns = _telling(table)
-    grid = _grid(f"{table.title}: accuracy, %", "arm")
+    grid = _grid("arm")
     for i in columns:
         column = table.columns[i]
         grid.add_column(Text(wording.heading(column), style="bold" if i == table.primary else ""), justify="right")
     for arm, cells in table.cells.items():
         grid.add_row(Text(arm), *(Text(wording.accuracy(cells[i], footnotes)) for i in columns))
-    parts: list[RenderableType] = [grid]
+    parts: list[RenderableType] = [Text(f"{table.title}: accuracy, %", style="bold"), grid]
     hidden = len(table.columns) - len(columns)
     if hidden:
         parts.append(Text(f"The hardest columns are shown; {hidden} more are in report.md.", style="dim"))
     if table.comparisons:
+        parts.append(Text(f"Paired differences in points: {table.primary_label}", style="bold"))
         parts.append(_differences(table, footnotes))
     parts += [_hanging(mark, text) for mark, text in footnotes]
     parts += [Padding(_verdict(c), (0, 0)) for c in table.comparisons if c.is_claim]
@@ -92,7 +91,7 @@ def _telling(table: Table) -> list[int]:
 
 
 def _differences(table: Table, footnotes: wording.Footnotes) -> Grid:
-    grid = _grid(f"Paired differences in points: {table.primary_label}", "arm")
+    grid = _grid("arm")
     grid.add_column("against", overflow="fold", max_width=30)
     for heading in ("difference [95 %]", "p", "adjusted", "could see"):
         grid.add_column(heading, justify="right", no_wrap=True)
