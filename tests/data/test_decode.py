@@ -67,8 +67,8 @@ def test_transparency_is_laid_on_white() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_is_scaled_not_clipped(kind: str) -> None:
-    wide = np.array([[0, 257, 128 * 257, 65535, 300]], dtype=np.uint16)
-    expected = [[[v] * 3 for v in (0, 1, 128, 255, 1)]]
+    wide = np.array([[0, 257, 128 * 257, 65535, 386]], dtype=np.uint16)
+    expected = [[[v] * 3 for v in (0, 1, 128, 255, 2)]]
     assert to_rgb(encoded(Image.fromarray(wide), kind)).tolist() == expected
     assert to_rgb(wide).tolist() == expected
     assert to_rgb(wide.astype(">u2")).tolist() == expected

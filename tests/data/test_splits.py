@@ -90,6 +90,11 @@ def test_symmetric_noise_flips_exactly_as_many_as_asked(
     np.testing.assert_array_equal(noisy, symmetric(clean, n_classes, hundredths / 100, draw))
 
 
+def test_the_count_is_of_the_decimal_that_was_typed() -> None:
+    clean = np.zeros(100, dtype=np.int64)
+    assert (symmetric(clean, 3, 0.29, draw=0) != 0).sum() == 29  # 0.29 · 100 is 28.999… in floating point
+
+
 def test_noise_falls_evenly_on_the_other_classes() -> None:
     clean = np.repeat(np.arange(5), 8000)
     noisy = symmetric(clean, 5, 0.4, draw=3)
