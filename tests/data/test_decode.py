@@ -61,7 +61,7 @@ def test_transparency_is_laid_on_white() -> None:
     expected = [[[255] * 3, [255, 0, 0], [204] * 3]]
     assert to_rgb(pixels).tolist() == expected
     assert to_rgb(encoded(Image.fromarray(pixels), "PNG")).tolist() == expected
-    grey = Image.fromarray(np.array([[[0, 0], [80, 255], [0, 51]]], dtype=np.uint8), "LA")
+    grey = Image.fromarray(np.array([[[0, 0], [80, 255], [0, 51]]], dtype=np.uint8))
     assert to_rgb(encoded(grey, "PNG")).tolist() == [[[255] * 3, [80] * 3, [204] * 3]]
 
 
