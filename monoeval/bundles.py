@@ -50,4 +50,6 @@ def read(folder: Path, stem: str) -> tuple[dict[str, "Tensor"], dict[str, object
     from safetensors.torch import load_file
 
     about = describe(folder, stem)
-    return load_file(folder / f"{stem}.safetensors"), about
+    mapped = load_file(folder / f"{stem}.safetensors")
+    # Copies are aligned as tensors made in memory are; products of unaligned ones differ in the last bits.
+    return {name: tensor.clone() for name, tensor in mapped.items()}, about

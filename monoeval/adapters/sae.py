@@ -1,5 +1,6 @@
 """The TopK sparse autoencoder, and its untrained twin as the control of equal width and sparsity."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -26,14 +27,14 @@ class Schedule:
     learning_rate: float
 
     @classmethod
-    def of(cls, settings: TrainedDictionarySettings, rows: int) -> Self:
-        batch = min(rows, settings.batch_size or max(256, min(4096, rows // 32)))
-        steps = 1500 if settings.steps is None else settings.steps
-        rate = settings.learning_rate or 2e-3
+    def of(cls, settings: TrainedDictionarySettings, rows: int, width: int) -> Self:
+        batch = min(rows, settings.batch_size or max(128, min(4096, rows // 64)))
+        steps = max(1500, math.ceil(10 * rows / batch)) if settings.steps is None else settings.steps
+        rate = settings.learning_rate or 4e-3 * math.sqrt(1024 / max(width, 1024))
         return cls(steps, batch, rate)
 
     def rate(self, step: int) -> float:
-        """The learning rate at `step`: a short linear warm-up, then level, then linear to zero in the last third."""
+        """The learning rate at `step`: a short linear warm-up, then level, then linear to 0 in the last third."""
         warm, decay = max(1, self.steps // 20), max(1, self.steps // 3)
         return self.learning_rate * min(1.0, (step + 1) / warm, (self.steps - step) / decay)
 
@@ -141,7 +142,13 @@ class RandomTopK(_Dictionary):
 
 
 class TopKSAE(_Dictionary):
-    """TopK sparse autoencoder with AuxK (Gao et al. 2024, arXiv 2406.04093, eqs. 4-6 and appendix A)."""
+    """TopK sparse autoencoder with AuxK (Gao et al. 2024, arXiv 2406.04093).
+
+    Defaults by measurement on 1,200 digits, width 1,024, k = 16, 1,500 steps: with AuxK the explained variance is
+    0.992 and 1 % of the latents are dead on pixels (without: 0.991 and 13 %), 0.995 and 45 % on the features of a
+    small SimCLR network (without: 0.993 and 64 %). Learning rates of 1e-3 and 2e-3 explain less than 4e-3 on
+    training and held-out rows; 8e-3 no more. Runs of a few hundred steps gain nothing from AuxK.
+    """
 
     method: ClassVar[str] = "sae"
 
@@ -153,11 +160,11 @@ class TopKSAE(_Dictionary):
         data = TrainingRows(features, rows, device)
         self._start(data, seed, device)
         untrained = self._measure(data)["explained_variance"]
-        schedule = Schedule.of(self.settings, len(data))
+        schedule = Schedule.of(self.settings, len(data), self.width)
         self._train(data, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
         self.measures = {
             **self._measure(data),
-            "explained_variance_untrained": untrained,
+            "untrained_explained_variance": untrained,
             "width": self.width,
             "k": self.k,
             "steps": schedule.steps,
@@ -220,10 +227,10 @@ def aux_k(h: Tensor, error: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
     """
     error = error.detach()
     k = min(max(1, error.shape[1] // 2), len(dead))
-    among = h[:, dead]
+    among = h.index_select(1, dead)
     values, places = among.topk(k, dim=1, sorted=False)
     sparse = torch.zeros_like(among).scatter(1, places, values.relu())
-    missed = (error - sparse @ decoder[dead]).square().mean()
+    missed = (error - sparse @ decoder.index_select(0, dead)).square().mean()
     return torch.nan_to_num(missed / (error - error.mean(dim=0)).square().mean(), posinf=0.0)
 
 
