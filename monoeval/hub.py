@@ -29,7 +29,9 @@ def reachable(timeout: float = 2.0) -> bool:
     if proxy:
         url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     try:
-        with socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout):
+        with socket.create_connection(
+            (url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), timeout
+        ):
             return True
     except OSError:
         return False

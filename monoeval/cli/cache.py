@@ -46,7 +46,9 @@ def verify() -> None:
 
 @app.command()
 def clear(
-    kind: Annotated[str | None, typer.Argument(help="features, adapters, backbones or pretrained; all by default.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="features, adapters, backbones or pretrained; all by default.")
+    ] = None,
 ) -> None:
     """Delete what is kept; runs and reports stay."""
     from monoeval.backbones.cache import clear as delete

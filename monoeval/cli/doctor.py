@@ -26,9 +26,9 @@ def doctor(as_json: o.AsJson = False) -> None:
 def _device() -> dict[str, str]:
     if find_spec("torch") is None:
         return {"device": "torch is not installed"}
-    from monoeval.backbones.load import choose_device
+    import torch
 
-    import torch  # noqa: I001 (after the module that sets it up)
+    from monoeval.backbones.load import choose_device
 
     device = choose_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

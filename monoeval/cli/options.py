@@ -10,7 +10,9 @@ from monoeval.errors import UsageError
 
 Model = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="Backbone: an alias, timm or open_clip name, file.py:factory or folder. Repeat it."),
+    typer.Option(
+        "--model", "-m", help="Backbone: an alias, timm or open_clip name, file.py:factory or folder. Repeat it."
+    ),
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Adapter, e.g. sae. Repeat it, or use commas.")]
 DataName = Annotated[
@@ -20,7 +22,8 @@ Target = Annotated[str | None, typer.Option(help="The shifted data set of the oo
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it cannot be guessed.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
 Split = Annotated[
-    list[str] | None, typer.Option(help="Name of the training split, then of the test split, where they can't be guessed.")
+    list[str] | None,
+    typer.Option(help="Name of the training split, then of the test split, where they can't be guessed."),
 ]
 Limit = Annotated[int | None, typer.Option(min=2, help="At most this many images a split, stratified by class.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 … N−1.")]

@@ -18,7 +18,9 @@ def show_run(study: Recipe, *, out: str, device: str, fresh: bool, as_json: bool
     show_report(finished.folder, as_json)
     if finished.failed:
         kinds = sorted({f"{row.arm}: {row.error or row.status}" for row in finished.failed})
-        err.print(f"[red]error:[/red] {len(finished.failed)} of {len(finished.rows)} scores failed.", soft_wrap=True)
+        err.print(
+            f"[red]error:[/red] {len(finished.failed)} of {len(finished.rows)} scores failed.", soft_wrap=True
+        )
         for line in kinds[:5]:
             err.print("  " + line, markup=False, soft_wrap=True)
         raise typer.Exit(1)

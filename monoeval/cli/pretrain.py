@@ -40,9 +40,10 @@ def pretrain(
     source = o.data_spec(data, image_column, label_column, split)
     assert source is not None
     images = load_data(source.model_copy(update={"limit": limit})).train
+    from monoeval.backbones.load import choose_device
     from monoeval.training.pretrain import pretrain as train
 
-    folder = train(spec, images, seed=seed, device=device)
+    folder = train(spec, images, seed=seed, device=choose_device(device))
     if out is not None:
         partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,10 +12,12 @@ def suite(
     model: o.Model = None,
     method: o.Method = None,
     scenario: Annotated[
-        list[str] | None, typer.Option(help="label-noise, input-noise, corruption, few-shot, ood or clean. Repeat it.")
+        list[str] | None,
+        typer.Option(help="label-noise, input-noise, corruption, few-shot, ood or clean. Repeat it."),
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or a name from `monoeval list recipes`.")]
-    = "quickstart",  # fmt: skip
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A recipe file, or a name from `monoeval list recipes`.")
+    ] = "quickstart",  # fmt: skip
     data: o.DataName = None,
     target: o.Target = None,
     seeds: o.Seeds = None,

@@ -23,7 +23,8 @@ class Scenario(Protocol):
         """The trials of one seed; those that draw nothing are equal for every seed, so they are made once."""
 
 
-SCENARIOS = {
+AnyScenario = Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | OutOfDomain
+SCENARIOS: dict[str, type[AnyScenario]] = {
     "clean": Clean,
     "label-noise": LabelNoiseScenario,
     "input-noise": InputNoise,
@@ -31,4 +32,3 @@ SCENARIOS = {
     "few-shot": FewShot,
     "ood": OutOfDomain,
 }
-AnyScenario = Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | OutOfDomain

@@ -7,7 +7,6 @@ from pydantic import Field
 from monoeval.data.images import DataSpec, Transform
 from monoeval.spec import Spec
 
-
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -19,7 +19,7 @@ from monoeval.adapters.base import Codes, SparseRows
 from monoeval.adapters.store import fit_cached
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
-from monoeval.backbones.load import Backbone, load_backbone
+from monoeval.backbones.load import Backbone, choose_device, load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
@@ -31,7 +31,7 @@ from monoeval.probes.problem import FittedProbe, Problem
 from monoeval.probes.select import fit_probes
 from monoeval.scenarios.trial import Trial
 from monoeval.suite.ledger import Predictions, Row
-from monoeval.suite.plan import Group, backbone_identity, fitted_rows, load, scored_classes, tested_rows
+from monoeval.suite.plan import Group, backbone_identity, described, fitted_rows, load, scored_classes, tested_rows
 from monoeval.training.pretrain import pretrain
 
 
@@ -92,7 +92,9 @@ def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
     spec = group.backbone
     identity_key = key(backbone_identity(spec, group.backbone_seed, data))
     if spec.pretrain is not None:
-        folder = pretrain(spec.pretrain, load(data).train, seed=group.backbone_seed or 0, device=device)
+        folder = pretrain(
+            spec.pretrain, load(data).train, seed=group.backbone_seed or 0, device=choose_device(device)
+        )
         spec = spec.model_copy(update={"model": str(folder), "pretrain": None})
     return _loaded(spec.model_dump_json(), device), identity_key
 
@@ -190,26 +192,6 @@ def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, re
         converged=probe.converged,
         adapter=report,
     )
-
-
-def described(group: Group, position: int) -> dict[str, object]:
-    """The fields of a row that are known before anything is computed."""
-    trial = group.trials[position]
-    return {
-        "key": group.keys[position],
-        "arm": group.arm.name,
-        "baseline": group.arm.baseline,
-        "controls": group.arm.controls,
-        "method": group.arm.method,
-        "conditional": group.backbone.pretrain is None,
-        "backbone_seed": group.backbone_seed,
-        "adapter_seed": group.adapter_seed,
-        "draw": trial.draw,
-        "repeat": trial.repeat,
-        "scenario": trial.scenario,
-        "series": trial.series,
-        "level": trial.level,
-    }
 
 
 def _protocol(trial: Trial, size: int) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -97,20 +98,15 @@ def make_plan(recipe: Recipe) -> Plan:
                         "adapter_seed": adapter_seed, "draw": draw, "probe": recipe.probe}  # fmt: skip
                 keys = _keys(arm, backbone, backbone_seed, adapter_seed, recipe, some)
                 groups[place] = Group.model_validate({**part, "trials": tuple(some), "keys": keys})
-    return Plan(recipe, tuple(sorted(groups.values(), key=_order(recipe))))
+    backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
 
-
-def _order(recipe: Recipe):  # type: ignore[no-untyped-def]
-    """One backbone after the other, so that each is loaded once."""
-    backbones = list(recipe.backbones)
-    arms = [arm.name for arm in recipe.arms]
-
-    def place(group: Group) -> tuple[int, ...]:
+    def place_of(group: Group) -> tuple[int, ...]:
+        """One backbone after the other, so that each is loaded once."""
         seeds = (-1 if s is None else s for s in (group.backbone_seed, group.adapter_seed, group.draw))
         backbone_seed, adapter_seed, draw = seeds
-        return backbone_seed, backbones.index(group.arm.backbone), arms.index(group.arm.name), adapter_seed, draw
+        return (backbone_seed, backbones.index(group.arm.backbone), arms.index(group.arm.name), adapter_seed, draw)
 
-    return place
+    return Plan(recipe, tuple(sorted(groups.values(), key=place_of)))
 
 
 def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) -> dict[str, object]:
@@ -146,6 +142,26 @@ def _keys(
             decides["classes"] = list(shared_classes(trial))
         keys.append(key(decides))
     return tuple(keys)
+
+
+def described(group: Group, position: int) -> dict[str, Any]:
+    """The fields of a row that are known before anything is computed."""
+    trial = group.trials[position]
+    return {
+        "key": group.keys[position],
+        "arm": group.arm.name,
+        "baseline": group.arm.baseline,
+        "controls": group.arm.controls,
+        "method": group.arm.method,
+        "conditional": group.backbone.pretrain is None,
+        "backbone_seed": group.backbone_seed,
+        "adapter_seed": group.adapter_seed,
+        "draw": trial.draw,
+        "repeat": trial.repeat,
+        "scenario": trial.scenario,
+        "series": trial.series,
+        "level": trial.level,
+    }
 
 
 def check(trial: Trial) -> None:

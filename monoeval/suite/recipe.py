@@ -1,5 +1,7 @@
 """Recipes: what a study compares, on which data, under which scenarios. Reading one never imports torch."""
 
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -13,13 +15,19 @@ from monoeval.data.images import DataSpec, named_data
 from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
 from monoeval.probes.spec import ProbeSpec
-from monoeval.scenarios import AnyScenario
+from monoeval.scenarios import SCENARIOS, AnyScenario
+from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
 from monoeval.spec import Spec
+
+log = logging.getLogger("monoeval")
 
 
 def _named(field: str) -> BeforeValidator:
     """Accept a bare name where a recipe holds a specification with one telling field."""
     return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
+
+
+Named = Annotated[AnyScenario, Field(discriminator="name"), _named("name")]
 
 
 class Arm(Spec):
@@ -52,8 +60,7 @@ class Recipe(Spec):
     backbones: dict[str, BackboneSpec] = {}  # noqa: RUF012 (pydantic copies defaults)
     arms: tuple[Arm, ...] = ()
     probe: ProbeSpec = ProbeSpec()
-    scenarios: Annotated[tuple[Annotated[AnyScenario, Field(discriminator="name"), _named("name")], ...],
-                         Field(min_length=1)]  # fmt: skip
+    scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -88,7 +95,7 @@ class Recipe(Spec):
             if label in backbones:
                 raise UsageError(f"The model {label} is listed twice: name each once.")
             backbones[label] = model
-            arms += _expand(label, self.methods)
+            arms += _expand(label, self.methods, label)
         return self.model_copy(update={"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)})
 
     def key(self) -> str:
@@ -96,12 +103,12 @@ class Recipe(Spec):
         return key(self.resolved().model_dump(mode="json", exclude={"note"}))
 
 
-def _expand(backbone: str, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
+def _expand(label: str, methods: tuple[AdapterSpec, ...], backbone: str) -> list[Arm]:
     """Raw features, each method, and the controls that match it in width and sparsity."""
-    arms = {backbone: Arm(name=backbone, backbone=backbone)}
+    arms = {label: Arm(name=label, backbone=backbone)}
 
     def add(spec: AdapterSpec, **held_against: Any) -> str:
-        name = f"{backbone} + {spec.method}"
+        name = f"{label} + {spec.method}"
         same = Arm(name=name, backbone=backbone, method=spec.method, params=spec.params, **held_against)
         if name in arms and arms[name].params != spec.params:
             settings = ", ".join(f"{k} {v}" for k, v in sorted(spec.params.items()))
@@ -113,15 +120,88 @@ def _expand(backbone: str, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
     for method in methods:
         if spec_of(method).name == "identity":
             continue
-        controls = tuple(add(control, baseline=backbone) for control in controls_for(method))
-        add(method, baseline=backbone, controls=controls)
+        controls = tuple(add(control, baseline=label) for control in controls_for(method))
+        add(method, baseline=label, controls=controls)
     return list(arms.values())
+
+
+def changed(
+    recipe: Recipe,
+    *,
+    name: str | None = None,
+    models: Sequence[BackboneSpec] = (),
+    methods: Sequence[AdapterSpec] = (),
+    data: DataSpec | None = None,
+    target: DataSpec | None = None,
+    scenarios: Sequence[str] = (),
+    seeds: int | None = None,
+    limit: int | None = None,
+) -> Recipe:
+    """`recipe` with the given fields replaced, as the command line's options do. With models, nothing is pretrained."""
+    fields: dict[str, Any] = {}
+    if name:
+        fields["name"] = name
+    if models:
+        fields |= {"models": tuple(models), "backbones": {}, "arms": (), "note": None,
+                   "methods": tuple(methods) or recipe.methods or (AdapterSpec(method="sae"),)}  # fmt: skip
+    elif methods and recipe.models:
+        fields["methods"] = tuple(methods)
+    elif methods:
+        fields["arms"] = _with_methods(recipe, tuple(methods))
+    fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
+    fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
+    if seeds is not None:
+        fields["seeds"] = seeds
+    return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [_plain(v) for v in value]
+        if isinstance(value, tuple)
+        else _fields(value)
+        if isinstance(value, Spec)
+        else value
+    )
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")
+
+
+def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm, ...]:
+    """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
+    arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity"}
+    for arm in list(arms.values()):
+        arms |= {new.name: new for new in _expand(arm.name, methods, arm.backbone) if new.name not in arms}
+    return tuple(
+        arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()
+    )
+
+
+def _scenarios(
+    recipe: Recipe, data: DataSpec, target: DataSpec | None, names: Sequence[str]
+) -> Iterator[AnyScenario]:
+    listed = {s.name: s for s in recipe.scenarios}
+    for name in names or listed:
+        if name not in SCENARIOS:
+            raise unknown("scenario", name, SCENARIOS)
+        scenario: AnyScenario = listed.get(name) or SCENARIOS[name]()
+        if isinstance(scenario, OutOfDomain):
+            if target is not None or data.name != recipe.data.name:
+                scenario = OutOfDomain(target=target)
+            if not names and scenario.target is None and data.name not in DEFAULT_TARGETS:
+                log.warning("The ood scenario is left out: name the shifted set with --target DATA.")
+                continue
+        yield scenario
 
 
 def recipes() -> dict[str, Path]:
     """Name → file of the recipes that come with the tool (beside the package, or inside it once built)."""
     package = Path(__file__).parents[1]
-    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes")
+    folder = next(
+        (f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes"
+    )
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -137,7 +217,9 @@ def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-            raise UsageError(f"There is no recipe file {path}: `monoeval list recipes` shows those that come with monoeval.")
+            raise UsageError(
+                f"There is no recipe file {path}: `monoeval list recipes` shows those that come with monoeval."
+            )
         known = recipes()
         if str(source) not in known:
             raise unknown("recipe", str(source), known)
@@ -172,28 +254,24 @@ def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recip
             advice = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(fields_here)}."
             raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
         if error["type"] == "union_tag_invalid":
-            raise UsageError(f"{where}: {unknown('scenario', str(error['ctx']['tag']), _tags())}") from invalid
+            raise UsageError(f"{where}: {unknown('scenario', str(error['ctx']['tag']), SCENARIOS)}") from invalid
         message = error["msg"].removeprefix("Value error, ")
         raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
-
-
-def _tags() -> list[str]:
-    return [get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(AnyScenario)]
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
     """The line of the deepest part of `loc` that the file itself holds (pydantic adds tags of its own)."""
     if node is None:
         return None
-    line = node.start_mark.line + 1
+    line = int(node.start_mark.line) + 1
     for part in loc:
         if isinstance(node, yaml.MappingNode):
             found = [(k, v) for k, v in node.value if k.value == str(part)]
             if found:
-                line, node = found[0][0].start_mark.line + 1, found[0][1]
+                line, node = int(found[0][0].start_mark.line) + 1, found[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
-            line = node.start_mark.line + 1
+            line = int(node.start_mark.line) + 1
     return line
 
 

@@ -63,19 +63,20 @@ def run(
         if fresh:
             _start_anew(folder)
         _write_recipe(plan.recipe, folder)
-        _import_siblings(plan, ledger)
-        todo = missing(plan, ledger.rows())
-        before = sum(row.status == "ok" for row in ledger.rows())
+        if not fresh:
+            _import_siblings(plan, ledger)
+        before = ledger.rows()
+        todo, done = missing(plan, before), {(row.arm, row.key) for row in before if row.status == "ok"}
         with progress.bar("Scoring", sum(len(g.keys) for g in todo), "scores") as advance:
             for group in todo:
-                _make(group, ledger, device, debug)
+                _make(group, done, ledger, device, debug)
                 advance(len(group.keys))
         rows = _in_plan_order(plan, ledger.rows())
         if todo or not (folder / "report.html").exists():
             from monoeval.report import write
 
             write(folder)
-    return Run(folder, rows, made=sum(row.status == "ok" for row in rows) - before)
+    return Run(folder, rows, made=sum(row.status == "ok" for row in rows) - len(done))
 
 
 def run_folder(recipe: Recipe, out: Path) -> Path:
@@ -90,11 +91,10 @@ def missing(plan: Plan, rows: Iterable[Row]) -> list[Group]:
     return [g for g in plan.groups if any((g.arm.name, k) not in done for k in g.keys)]
 
 
-def _make(group: Group, ledger: Ledger, device: str, debug: bool) -> None:
+def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str, debug: bool) -> None:
     """Score one group and write it: sidecars first, then its lines at once."""
     from monoeval.suite.frozen import score
 
-    done = {row.key for row in ledger.rows() if row.status == "ok" and row.arm == group.arm.name}
     try:
         scores = score(group, device)
     except MonoevalError as error:
@@ -111,7 +111,7 @@ def _make(group: Group, ledger: Ledger, device: str, debug: bool) -> None:
         return
     lines = []
     for made in scores:
-        if made.row.key in done:
+        if (made.row.arm, made.row.key) in done:
             continue
         row = made.row
         if made.predictions is not None:
@@ -126,14 +126,20 @@ def _make(group: Group, ledger: Ledger, device: str, debug: bool) -> None:
     ledger.append(lines)
 
 
-def _failures(group: Group, done: set[str], error: str) -> list[Row]:
+def _failures(group: Group, done: set[tuple[str, str]], error: str) -> list[Row]:
     resolved = group.backbone.pretrain.objective if group.backbone.pretrain else resolve(group.backbone).name
     return [
         Row.model_validate(
-            {**described(group, i), "model": resolved, "protocol": trial.protocol, "status": "failed", "error": error}
+            {
+                **described(group, i),
+                "model": resolved,
+                "protocol": trial.protocol,
+                "status": "failed",
+                "error": error,
+            }
         )
         for i, trial in enumerate(group.trials)
-        if group.keys[i] not in done
+        if (group.arm.name, group.keys[i]) not in done
     ]
 
 

@@ -30,7 +30,9 @@ def test_models_times_methods_expand_to_arms_with_matched_controls() -> None:
     sae = AdapterSpec(method="sae", params={"width_factor": 2, "k": 8})
     recipe = Recipe.model_validate({**SMALL, "models": ["resnet18", "resnet50"], "methods": [sae]}).resolved()
     arms = {arm.name: arm for arm in recipe.arms}
-    assert {"resnet18", "resnet18 + sae", "resnet18 + random-topk", "resnet18 + relu", "resnet50 + sae"} <= set(arms)
+    assert {"resnet18", "resnet18 + sae", "resnet18 + random-topk", "resnet18 + relu", "resnet50 + sae"} <= set(
+        arms
+    )
     assert arms["resnet18 + sae"].baseline == "resnet18"
     assert "resnet18 + random-topk" in arms["resnet18 + sae"].controls
     control = arms["resnet18 + random-topk"].params

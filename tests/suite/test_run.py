@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
             "name": "CL + sae",
             "backbone": "CL",
             "method": "sae",
-            "params": {"width_factor": 2, "k": 4, "epochs": 2},
+            "params": {"width_factor": 2, "k": 4, "steps": 20},
             "baseline": "CL",
             "controls": ["CL + relu"],
         },
@@ -139,7 +139,9 @@ def test_killed_at_any_moment_it_finishes_with_the_same_rows(
     assert before is not None
     survived = len(read_rows(before.parent))
     assert survived < len(rows), "the kill came too late to test anything"
-    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
+    )
     assert "Traceback" not in finished.stderr
     assert comparable(read_rows(before.parent)) == comparable(rows)
 

@@ -1,0 +1,99 @@
+"""What running a recipe would do, told from the plan, the ledgers and the cache: no torch, nothing written."""
+
+from pathlib import Path
+from typing import Any
+
+from monoeval.backbones import records
+from monoeval.data.images import DataSpec
+from monoeval.keys import key
+from monoeval.suite.ledger import read_rows
+from monoeval.suite.plan import Group, backbone_identity, load, make_plan
+from monoeval.suite.recipe import Recipe
+from monoeval.suite.run import missing, run_folder
+from monoeval.training.keys import pretrained_folder
+
+BYTES_A_VALUE = 2  # features are kept in half precision
+
+
+def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Counts of what is to be made, and of what is there already, by name.
+
+    The time is that of equal work in the runs under `out`; where there is none, it says so.
+    """
+    plan = make_plan(recipe)
+    folder = run_folder(plan.recipe, out)
+    rows = read_rows(folder)
+    elsewhere = [
+        row for path in out.glob("*/results.jsonl") if path.parent != folder for row in read_rows(path.parent)
+    ]
+    todo = missing(plan, rows)
+    taken_over = {row.key for row in elsewhere if row.status == "ok"}
+    new = sum(k not in taken_over for group in todo for k in group.keys)
+    images, cached, size = _images(todo)
+    return {
+        "folder": str(folder),
+        "scores in all": plan.scores,
+        "scores to make": new,
+        "scores there already": plan.scores - new,
+        "arms": len(plan.recipe.arms),
+        "seeds": plan.recipe.seeds,
+        "backbones to pretrain": len(_to_pretrain(todo)),
+        "images to extract": images,
+        "images in the cache": cached,
+        "features to write": f"{size / 1e6:,.1f} MB" if size is not None else "unknown until the model is loaded",
+        "estimated time": _time(todo, [*rows, *elsewhere], taken_over),
+    }
+
+
+def _to_pretrain(groups: list[Group]) -> set[Path]:
+    folders = set()
+    for group in groups:
+        if group.backbone.pretrain is not None:
+            fingerprint = load(group.trials[0].data).train.fingerprint
+            folders.add(pretrained_folder(group.backbone.pretrain, fingerprint, group.backbone_seed or 0))
+    return {folder for folder in folders if not folder.exists()}
+
+
+def _images(groups: list[Group]) -> tuple[int, int, int | None]:
+    """Images to extract, images whose features are cached, and the bytes to be written where that is known."""
+    seen: set[tuple[str, str, str]] = set()
+    new, cached, size = 0, 0, 0
+    known = True
+    for group in groups:
+        data = group.trials[0].data
+        identity_key = key(backbone_identity(group.backbone, group.backbone_seed, data))
+        record = records.read(identity_key)
+        width = group.backbone.pretrain.width if group.backbone.pretrain else record.get("width")
+        wanted = [(load(data).train, None), *((_test(t.test.data), t.test.transform) for t in group.trials)]
+        for images, transform in wanted:
+            place = (identity_key, images.fingerprint, transform.model_dump_json() if transform else "")
+            if place in seen:
+                continue
+            seen.add(place)
+            if records.cached(identity_key, images.fingerprint, transform):
+                cached += len(images)
+                continue
+            new += len(images)
+            known = known and isinstance(width, int)
+            size += len(images) * width * BYTES_A_VALUE if isinstance(width, int) else 0
+    return new, cached, size if known else None
+
+
+def _test(spec: DataSpec) -> Any:
+    return load(spec).test
+
+
+def _time(groups: list[Group], rows: list[Any], taken_over: set[str]) -> str:
+    """Seconds of equal work so far: the mean time of a score of the same model and method."""
+    spent: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row.status == "ok":
+            spent.setdefault((row.arm, row.method), []).append(row.seconds)
+    seconds = 0.0
+    for group in groups:
+        times = spent.get((group.arm.name, group.arm.method))
+        count = sum(k not in taken_over for k in group.keys)
+        if not times and count:
+            return "unknown: nothing like it was run under this folder yet"
+        seconds += count * sum(times or [0]) / len(times or [0])
+    return f"about {seconds / 60:.1f} minutes" if seconds >= 90 else f"about {seconds:.0f} seconds"
