@@ -23,10 +23,11 @@ def digits() -> Data:
 
     The rows are the test part of the UCI optdigits set, which 13 people wrote, in the order of writing. Their
     labels repeat one text of 130 digits: 0-9 three times, then a fixed shuffled hundred; rows left out by UCI
-    make some repeats a little shorter, and the last row of the third breaks it (an 8 labelled 3). A form starts
-    wherever that text starts again, which gives 14 forms, so one person probably filled in two. The first 9 forms train and the last 5 test (36 %). Forms stand for
-    writers as `groups`; this keeps writers apart as well as the order allows, which is approximately: nothing
-    in the data names the writer, and one may be on both sides of the cut.
+    make some repeats a little shorter, and the last row of the third has a 3 where the text has an 8. A form
+    starts wherever that text starts again, which gives 14 forms, so one person probably filled in two. The first
+    9 forms train and the last 5 test (36 %). Forms stand for writers as `groups`; this keeps writers apart as
+    well as the order allows, which is approximately: nothing in the data names the writer, and one may be on
+    both sides of the cut.
     """
     labels = _load("digits")[1]
     forms = np.searchsorted(FORM_STARTS, np.arange(len(labels)), side="right") - 1

@@ -29,7 +29,7 @@ def is_part(short: str, long: str) -> bool:
 def test_forms_begin_where_the_text_does() -> None:
     labels = "".join(map(str, load_digits().target))
     forms = [labels[a:b] for a, b in zip(FORM_STARTS, [*FORM_STARTS[1:], len(labels)], strict=True)]
-    # One row, the last of the third form, breaks the text: an 8 there is labelled 3.
+    # One row, the last of the third form, breaks the text: a 3 where it has an 8.
     assert forms[2][-1] == "3"
     forms[2] = forms[2][:-1] + "8"
     for form in forms:
