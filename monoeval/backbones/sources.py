@@ -111,7 +111,7 @@ def _timm_error(
 
 
 def _open_clip(resolved: Resolved, spec: BackboneSpec) -> Network:
-    import open_clip  # type: ignore[import-untyped]
+    import open_clip
 
     architecture, tag = resolved.architecture, resolved.tag
     pretrained = spec.weights == "pretrained"

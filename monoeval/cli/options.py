@@ -23,7 +23,7 @@ ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, w
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
 Split = Annotated[
     list[str] | None,
-    typer.Option(help="Name of the training split, then of the test split, where they can't be guessed."),
+    typer.Option(help="Name of the training, then of the test split, where they can't be guessed."),
 ]
 Limit = Annotated[int | None, typer.Option(min=2, help="At most this many images a split, stratified by class.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 … N−1.")]

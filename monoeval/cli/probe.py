@@ -42,7 +42,7 @@ def probe(
         seeds=seeds or 1,
         models=tuple(o.backbone_specs(models, weights, layer, pool, image_size, precision)),
         methods=tuple(AdapterSpec(method=name) for name in o.split_commas(method) or ["sae"]),
-        scenarios=({"name": "clean"},),  # type: ignore[arg-type]
+        scenarios=({"name": "clean"},),
     )
     if dry_run:
         show_plan(study, out, as_json)

@@ -11,13 +11,10 @@ from monoeval.cli.outcome import show_plan, show_run
 def suite(
     model: o.Model = None,
     method: o.Method = None,
-    scenario: Annotated[
-        list[str] | None,
-        typer.Option(help="label-noise, input-noise, corruption, few-shot, ood or clean. Repeat it."),
-    ] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A recipe file, or a name from `monoeval list recipes`.")
-    ] = "quickstart",  # fmt: skip
+        str, typer.Option("--recipe", "-r", help="A file, or a name from `monoeval list recipes`.")
+    ] = "quickstart",
     data: o.DataName = None,
     target: o.Target = None,
     seeds: o.Seeds = None,

@@ -58,7 +58,7 @@ def _printed() -> dict[str, NDArray[np.uint8]]:
 def _load(name: str) -> tuple[NDArray[np.uint8], Ints]:
     """Images uint8 [N, 8, 8], 0-255, and labels."""
     if name == "digits":
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
 
         source = load_digits()
         counts, labels = source.images, source.target

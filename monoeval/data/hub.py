@@ -103,7 +103,7 @@ def _reachable(host: str, port: int) -> bool:
 
 
 def _fetch(repository: str, configuration: str) -> dict[str, list[Path]]:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     try:
         found = datasets.load_dataset(repository, configuration or None)

@@ -73,7 +73,7 @@ def folds(labels: Ints, n_folds: int, groups: Ints | None = None, seed: int = 0)
 def _grouped(labels: Ints, n_folds: int, groups: Ints, seed: int) -> NDArray[np.int64]:
     import warnings
 
-    from sklearn.model_selection import StratifiedGroupKFold  # type: ignore[import-untyped]
+    from sklearn.model_selection import StratifiedGroupKFold
 
     # scikit-learn refuses where every class is smaller than n_folds; then only the groups are kept.
     strata = labels if np.bincount(labels).max() >= n_folds else np.zeros_like(labels)

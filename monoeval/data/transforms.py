@@ -52,7 +52,7 @@ def _speckle_noise(image: Image, sigma: float, rng: np.random.Generator) -> Pixe
 
 
 def _gaussian_blur(image: Image, sigma: float, rng: np.random.Generator) -> Pixels:  # noqa: ARG001
-    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+    from scipy.ndimage import gaussian_filter
 
     blurred = gaussian_filter(image.astype(np.float32), (sigma, sigma, 0), mode="nearest", truncate=4)
     return np.asarray(blurred, dtype=np.float32)

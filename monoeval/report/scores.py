@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-import yaml  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
 
 from monoeval.errors import MonoevalError, UsageError

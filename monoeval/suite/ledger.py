@@ -96,7 +96,7 @@ class Ledger:
             self._lock.acquire()
         except Timeout:
             raise MonoevalError(
-                f"Another monoeval process is writing {self.folder}: wait for it to finish, or choose another --out."
+                f"Another monoeval process is writing {self.folder}: wait for it, or choose another --out."
             ) from None
         except OSError as error:
             raise cannot_write(self.folder, error) from error
@@ -148,7 +148,7 @@ class Ledger:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run; where a score was made again the last line counts. A half-written last line is dropped."""
+    """The rows of a run: the last line of a score counts, and a half-written last line is dropped."""
     path = folder / "results.jsonl"
     if not path.exists():
         return []
@@ -160,8 +160,8 @@ def read_rows(folder: Path) -> list[Row]:
             fields = json.loads(line)
             if fields.get("schema_version") != SCHEMA:
                 raise MonoevalError(
-                    f"{path}, line {number} has schema {fields.get('schema_version')}, this version reads {SCHEMA}: "
-                    "run it again with --fresh."
+                    f"{path}, line {number} has schema {fields.get('schema_version')}, and this version reads "
+                    f"{SCHEMA}: run it again with --fresh."
                 )
             row = Row.model_validate(fields)
         except ValueError as error:

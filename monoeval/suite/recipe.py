@@ -137,7 +137,7 @@ def changed(
     seeds: int | None = None,
     limit: int | None = None,
 ) -> Recipe:
-    """`recipe` with the given fields replaced, as the command line's options do. With models, nothing is pretrained."""
+    """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained."""
     fields: dict[str, Any] = {}
     if name:
         fields["name"] = name
@@ -182,11 +182,11 @@ def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm
 def _scenarios(
     recipe: Recipe, data: DataSpec, target: DataSpec | None, names: Sequence[str]
 ) -> Iterator[AnyScenario]:
-    listed = {s.name: s for s in recipe.scenarios}
+    listed: dict[str, AnyScenario] = {s.name: s for s in recipe.scenarios}
     for name in names or listed:
         if name not in SCENARIOS:
             raise unknown("scenario", name, SCENARIOS)
-        scenario: AnyScenario = listed.get(name) or SCENARIOS[name]()
+        scenario = listed[name] if name in listed else SCENARIOS[name]()
         if isinstance(scenario, OutOfDomain):
             if target is not None or data.name != recipe.data.name:
                 scenario = OutOfDomain(target=target)

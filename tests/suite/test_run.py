@@ -99,7 +99,7 @@ def test_running_again_makes_nothing_and_gives_the_same_rows(undisturbed: tuple[
 
 
 def test_more_arms_and_seeds_take_over_what_is_there(
-    undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Path, list[Row]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, rows = undisturbed
     monkeypatch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
