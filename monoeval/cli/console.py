@@ -1,6 +1,8 @@
 """What goes to the terminal: results to stdout, progress and warnings to stderr."""
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +18,10 @@ from rich.progress import (
 
 from monoeval import progress
 
-out = Console(highlight=False)
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+"""What is piped or redirected keeps the width that the tables are laid out for."""
+
+out = Console(highlight=False, width=WIDTH)
 err = Console(stderr=True, highlight=False)
 
 

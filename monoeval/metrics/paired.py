@@ -117,11 +117,13 @@ def verdict(gain: Interval, versus_controls: Mapping[str, Interval], margin: flo
         return Verdict(
             "beyond the controls", f"{over} and beats every control, {name} by the least: {_signed(least)}."
         )
-    for name, interval in sorted(versus_controls.items(), key=lambda item: item[1].mean):
+    for control, interval in sorted(versus_controls.items(), key=lambda item: item[1].mean):
         if interval.high < 0:
-            return Verdict("explained by controls", f"{over}, but {name} gains more: {_signed(interval)}.")
+            return Verdict("explained by controls", f"{over}, but {control} gains more: {_signed(interval)}.")
         if interval.low <= 0 and interval.within(margin):
-            as_much = f"{over}, but {name} gains as much: {_range(interval, 0.90)} lies within ±{_points(margin)}"
+            as_much = (
+                f"{over}, but {control} gains as much: {_range(interval, 0.90)} lies within ±{_points(margin)}"
+            )
             return Verdict("explained by controls", f"{as_much}.")
     return Verdict("undetermined", f"{over}; undetermined against {name}: {_signed(least)}; {_sight(least)}.")
 

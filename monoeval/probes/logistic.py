@@ -50,10 +50,11 @@ class Eigenbasis:
             axes, triangle = torch.linalg.qr(centred.mT)  # orthonormal even where rows are linearly dependent
             centred = triangle.mT
         if centred.shape[2] <= WIDEST_ROTATION:
-            covariance = torch.bmm(centred.mT, centred)
-            turn = torch.linalg.eigh(covariance)[1]
-            axes = turn if axes is None else torch.bmm(axes, turn)
-            centred = torch.bmm(centred, turn)
+            # in float64: LAPACK's threaded float32 routine gave NaN where many columns are zero (dead latents)
+            turn = torch.linalg.eigh(torch.bmm(centred.mT, centred).double())[1].to(centred.dtype)
+            if bool(torch.isfinite(turn).all()):
+                axes = turn if axes is None else torch.bmm(axes, turn)
+                centred = torch.bmm(centred, turn)
         coordinates = torch.cat([centred, use[:, :, None]], dim=2)
         return cls(coordinates, coordinates.square().sum(1) / count[:, None], mean, axes)
 

@@ -2,13 +2,14 @@
 
 The path runs from the largest λ of the grid to the smallest, each solve starting from the one before. The score
 is the log-loss on validation rows: those given, else each training row once, by the fold that left it out. The
-choice is the largest λ whose loss is within one standard error of the smallest. That error is of the *paired*
-difference over validation rows (or their groups): what makes a row hard for every λ cancels, where five fold
-means would leave four degrees of freedom and a single held-out fifth none at all.
+choice is the λ of the smallest loss or, by the rule `one-se`, the largest λ within one standard error of it. That
+error is of the *paired* difference over validation rows (or their groups): what makes a row hard for every λ
+cancels, where five fold means would leave four degrees of freedom and a single held-out fifth none at all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -103,6 +104,7 @@ def _check_labels(rows: Ints, labels: Ints, n: int, n_classes: int, kind: str) -
 class _Tuning:
     """One problem on the path: its validation losses [v] by λ."""
 
+    rule: Literal["min", "one-se"]
     losses: dict[float, NDArray[np.float64]] = field(default_factory=dict)
     clusters: Ints | None = None  # [v] validation rows that are judged as one
     rises: int = 0
@@ -114,8 +116,10 @@ class _Tuning:
 
     @property
     def chosen(self) -> float:
-        """The largest λ that can be reached from the best one without leaving its standard error."""
+        """The best λ or, by `one-se`, the largest that is reached from it without leaving its standard error."""
         choice = self.best
+        if self.rule == "min":
+            return choice
         for l2 in sorted(x for x in self.losses if x > choice):
             if not self.near_best(l2):
                 break
@@ -150,7 +154,7 @@ class _Path:
     def __init__(self, batch: Batch, n_classes: int, spec: ProbeSpec) -> None:
         self.batch, self.n_classes = batch, n_classes
         self.grid = sorted({float(l2) for l2 in spec.l2}, reverse=True)
-        self.tunings = [_Tuning() for _ in batch.members]
+        self.tunings = [_Tuning(spec.rule) for _ in batch.members]
         # where each refit starts; what lies above the choice so far is dropped, as wide ones fill the memory
         self.classifiers: list[dict[float, tuple[Tensor, Tensor]]] = [{} for _ in batch.members]
         self.start: tuple[Tensor, Tensor] | None = None  # of all folds, from the λ before

@@ -92,7 +92,7 @@ def _telling(table: Table) -> list[int]:
 
 def _differences(table: Table, footnotes: wording.Footnotes) -> Grid:
     grid = _grid("arm")
-    grid.add_column("against", overflow="fold", max_width=30)
+    grid.add_column("against", overflow="fold", max_width=32)
     for heading in ("difference [95 %]", "p", "adjusted", "could see"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for comparison in table.comparisons:

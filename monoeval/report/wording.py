@@ -70,10 +70,10 @@ def heading(column: Column) -> str:
 
 
 def differences(comparison: Comparison) -> Iterator[tuple[str, Difference, float | None]]:
-    """The lines of a comparison: what against, the difference, and the adjusted p of the first."""
-    yield f"{comparison.baseline.against} (baseline)", comparison.baseline, comparison.adjusted_p
+    """The lines of a comparison, its baseline's first: what against, the difference, the baseline's adjusted p."""
+    yield comparison.baseline.against, comparison.baseline, comparison.adjusted_p
     for control in comparison.controls:
-        yield f"{control.against} (control)", control, None
+        yield control.against, control, None
 
 
 def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:

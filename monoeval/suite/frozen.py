@@ -56,7 +56,7 @@ def score(group: Group, device: str) -> list[Score]:
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    probes = fit_probes(codes.dense() / scale, problems, len(train.class_names), group.probe)
+    probes = fit_probes(_for_probes(codes.dense()) / scale, problems, len(train.class_names), group.probe)
     probe_of = dict(zip(fits, probes, strict=True))
 
     by_test: dict[str, list[int]] = defaultdict(list)
@@ -119,16 +119,21 @@ def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[
     return made
 
 
+def _for_probes(codes: Tensor) -> Tensor:
+    """Where probes are fitted: they need float64 sums, which MPS does not have."""
+    return codes.cpu() if codes.device.type == "mps" else codes
+
+
 def _scale(codes: Codes) -> float:
     """Root-mean-square norm of the centred training codes, in float64: one L2 grid then fits every arm."""
-    total = torch.zeros(codes.width, dtype=torch.float64, device=codes.device)
-    squares = torch.zeros((), dtype=torch.float64, device=codes.device)
+    total = _for_probes(torch.zeros(codes.width, device=codes.device)).double()
+    squares = total.new_zeros(())
     for chunk in codes.chunks():
         if isinstance(chunk, SparseRows):
-            values = chunk.values.double()
-            total.scatter_add_(0, chunk.indices.flatten(), values.flatten())
+            values = _for_probes(chunk.values).double()
+            total.scatter_add_(0, _for_probes(chunk.indices).flatten(), values.flatten())
         else:
-            values = chunk.double()
+            values = _for_probes(chunk).double()
             total += values.sum(0)
         squares += values.square().sum()
     n = len(codes)
@@ -163,7 +168,7 @@ def _logits(
     parts: list[Tensor] = []
     for chunk in codes.chunks(rows):
         dense = chunk.dense() if isinstance(chunk, SparseRows) else chunk
-        parts.append((dense @ weights_km.T + intercept_k).cpu())
+        parts.append((_for_probes(dense) @ weights_km.T + intercept_k).cpu())
     width = len(probes[0].intercept_c)
     logits_nk = torch.cat(parts).numpy() if parts else np.empty((0, len(intercept_k)), dtype=np.float32)
     others = np.setdiff1d(np.arange(width), scored)

@@ -197,9 +197,7 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
     path = folder / "recipe.yaml"
     if path.exists():
         return
-    fields = {**recipe.model_dump(mode="json", exclude_defaults=True), "environment": environment()}
-    for scenario, dumped in zip(recipe.scenarios, fields["scenarios"], strict=True):
-        dumped.update(scenario.model_dump(mode="json"))
+    fields = {**recipe.model_dump(mode="json"), "environment": environment()}
     with atomic(path) as temporary:
         temporary.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

@@ -172,6 +172,18 @@ def around(mean, half):
             "relu",
         ),
         (around(0.03, 0.01), {"relu": around(0.01, 0.02)}, "undetermined", "±2.9 points"),
+        (
+            around(0.07, 0.01),
+            {"topk": around(0.06, 0.01), "relu": around(0.01, 0.02)},
+            "undetermined",
+            "against relu",
+        ),
+        (
+            around(0.07, 0.01),
+            {"relu": around(0.01, 0.02), "topk": around(0.06, 0.01)},
+            "undetermined",
+            "against relu",
+        ),
         (around(0.03, 0.01), {}, "gain, no controls", "no control to hold it against"),
         (around(-0.03, 0.01), {"relu": around(0.01, 0.005)}, "worse", "Loses 3.0 points"),
         (around(0.0, 0.005), {}, "no gain", "[−0.4, 0.4] lies within ±1.0 point"),

@@ -173,3 +173,13 @@ def test_wide_codes_without_a_rotation(monkeypatch):
     w, b = optimum(codes.astype(float), labels, weights, 1e-3, 4)
     best = objective(codes.astype(float), labels, weights, 1e-3, w, b)
     assert float(plain.objective_gp) == pytest.approx(best, rel=2e-5)
+
+
+def test_a_failed_eigendecomposition_costs_speed_and_nothing_else(monkeypatch):
+    # what LAPACK's float32 routine did, without a word, on codes with many dead latents
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: (a[..., 0] * torch.nan, a * torch.nan))
+    codes, labels, weights = case("clusters")
+    plain = fit(codes, labels, weights, [1e-3])
+    w, b = optimum(codes.astype(float), labels, weights, 1e-3, 4)
+    best = objective(codes.astype(float), labels, weights, 1e-3, w, b)
+    assert float(plain.objective_gp) == pytest.approx(best, rel=2e-5)

@@ -13,6 +13,8 @@ from monoeval.probes.problem import Problem
 from monoeval.probes.select import _Tuning, fit_probes, predict
 from monoeval.probes.spec import ProbeSpec
 
+DECADES = tuple(10.0**k for k in range(-6, 1))
+
 
 def data(n=150, width=8, n_classes=3, apart=0.6, seed=0):
     rng = np.random.default_rng(seed)
@@ -54,17 +56,20 @@ def one_error(losses):
     return choice
 
 
+@pytest.mark.parametrize("rule", ["min", "one-se"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_chooses_as_five_folds_of_scikit_learn_do(seed):
+def test_chooses_as_five_folds_of_scikit_learn_do(seed, rule):
     codes, labels = data(seed=seed)
     rng = np.random.default_rng(9)
     noisy = np.where(rng.random(len(labels)) < 0.5, rng.integers(0, 3, len(labels)), labels)
     rows = np.arange(len(labels))
-    probes = fit_probes(codes, [Problem(rows, labels), Problem(rows, noisy)], 3, ProbeSpec())
     grid = [10.0**k for k in range(-6, 4)]
+    spec = ProbeSpec(l2=tuple(grid[:7]), rule=rule)
+    probes = fit_probes(codes, [Problem(rows, labels), Problem(rows, noisy)], 3, spec)
     for probe, truth in zip(probes, (labels, noisy), strict=True):
         losses = cross_validated(codes, truth, grid)
-        assert probe.l2 == pytest.approx(one_error(losses))
+        smallest = min(grid, key=lambda x: losses[x].mean())
+        assert probe.l2 == pytest.approx(smallest if rule == "min" else one_error(losses))
         assert probe.validation_loss == pytest.approx(
             losses[min(grid, key=lambda x: abs(x - probe.l2))].mean(), rel=1e-3
         )
@@ -88,7 +93,7 @@ def test_shots_are_tuned_on_their_validation_rows_and_fitted_on_the_shots_alone(
         rows = np.concatenate([order[labels[order] == c][: n // 3] for c in range(3)])
         held = np.setdiff1d(order, rows)[:30]
         problems.append(Problem(rows, labels[rows], held, labels[held]))
-    probes = fit_probes(codes, problems, 3, ProbeSpec())
+    probes = fit_probes(codes, problems, 3, ProbeSpec(l2=DECADES, rule="one-se"))
     for problem, probe in zip(problems, probes, strict=True):
         losses = {
             10.0**k: sklearn_loss(codes.double().numpy(), labels, problem.rows, problem.validation_rows, 10.0**k)
@@ -170,7 +175,7 @@ def test_groups_stay_in_one_fold_and_widen_the_error():
     groups = np.arange(120) // 10
     probe = fit_probes(codes, [Problem(np.arange(120), labels, groups=groups)], 3, ProbeSpec())[0]
     assert probe.converged
-    tuning = _Tuning()
+    tuning = _Tuning("one-se")
     gap = np.repeat([0.3, -0.2, 0.25, -0.1, 0.2, -0.2], 50)
     tuning.add(1.0, 1 + gap, None)
     tuning.add(0.1, np.ones(300), None)
@@ -180,7 +185,7 @@ def test_groups_stay_in_one_fold_and_widen_the_error():
 
 
 def test_nothing_to_tell_values_apart_takes_the_largest():
-    tuning = _Tuning()
+    tuning = _Tuning("one-se")
     for l2 in (1.0, 0.1, 0.01):
         tuning.add(l2, np.full(5, 0.7), None)
     assert tuning.best == tuning.chosen == 1.0
