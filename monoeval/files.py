@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 from monoeval.errors import MonoevalError
 
@@ -17,11 +18,33 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("monoeval"))
 
 
+class CannotWriteError(MonoevalError):
+    """The disk refused: full, read-only, or not a folder."""
+
+
+@contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """Hold the lock beside a cache entry, so that two processes do not make it at once.
+
+    Raises CannotWriteError where the cache cannot be written.
+    """
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise cannot_write(entry, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
 
-    Raises MonoevalError where the folder cannot be written or the disk is full; nothing is left behind.
+    Raises CannotWriteError where the folder cannot be written or the disk is full; nothing is left behind.
     """
     temporary = None
     try:
@@ -41,11 +64,11 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> MonoevalError:
+def cannot_write(path: Path, error: OSError) -> CannotWriteError:
     """The sentence for a file that could not be written, with the way out for the cache."""
     reason = error.strerror or str(error)
     if path.is_relative_to(cache_dir()):
         advice = "free some room with `monoeval cache clear`, or set MONOEVAL_CACHE to a folder you can write."
     else:
         advice = "choose another folder with --out."
-    return MonoevalError(f"Could not write {path} ({reason}): {advice}")
+    return CannotWriteError(f"Could not write {path} ({reason}): {advice}")

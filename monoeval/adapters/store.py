@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter
@@ -15,7 +14,7 @@ from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
 from monoeval.errors import MonoevalError
-from monoeval.files import cache_dir
+from monoeval.files import cache_dir, locked
 from monoeval.keys import key
 
 FORMAT = 1
@@ -44,8 +43,7 @@ def fit_cached(
         return adapter.fit(features, rows, seed=0, device=device)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
     folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, spec, seed])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with locked(folder):
         if folder.exists():
             try:
                 return load(folder, device)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone
 from monoeval.data.images import Image, ImageSet, Transform
 from monoeval.errors import MonoevalError
-from monoeval.files import atomic, cache_dir, cannot_write
+from monoeval.files import atomic, cache_dir, cannot_write, locked
 
 SHARD_ROWS = 2048
 SHARD_BYTES = 16 << 20
@@ -54,7 +53,7 @@ def extract(
     with ExitStack() as locks:
         for _, entry in sorted(entries.items()):  # in one order, so that two processes never wait for each other
             if not entry.whole():
-                _lock(entry.folder, locks)
+                locks.enter_context(locked(entry.folder))
                 entry.whole()  # another process may have made it meanwhile
         _fill(backbone, images, list(entries.values()))
     return [entries[_Entry.of(backbone, identity_key, images, t).key].features() for t in transforms]
@@ -250,14 +249,6 @@ def _remember(backbone: Backbone, identity_key: str) -> None:
     }
     loaded = {**(known if isinstance(known, dict) else {}), backbone.precision: facts}
     records.update(identity_key, {"what": f"what is known of {backbone.name}", "loaded": loaded})
-
-
-def _lock(folder: Path, locks: ExitStack) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        locks.enter_context(FileLock(folder.with_suffix(".lock")))
-    except OSError as error:
-        raise cannot_write(folder, error) from error
 
 
 def _discard(path: Path) -> None:

@@ -10,6 +10,8 @@ from monoeval import __version__
 from monoeval.cli import cache, console, doctor, listing, pretrain, probe, report, suite
 from monoeval.errors import MonoevalError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Evaluate the robustness of vision backbones, with and without monosemantic adapters.",
     no_args_is_help=True,
@@ -57,9 +59,10 @@ def main() -> None:
             raise
         console.err.print("[red]error:[/red]", str(error), soft_wrap=True, markup=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.err.print("Stopped. What was finished is kept: the same command goes on from there.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this
+            console.err.print("Stopped. What was finished is kept: the same command goes on from there.")
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -6,7 +6,9 @@ import typer
 
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
-from monoeval.errors import UsageError
+from monoeval.errors import UsageError, unknown
+
+PRECISIONS = ("auto", "fp32", "bf16")
 
 Model = Annotated[
     list[str] | None,
@@ -54,6 +56,8 @@ def backbone_specs(
     idle = [name for name, value in shared.items() if value != plain[name]]
     if idle and not models:
         raise UsageError(f"--{idle[0].replace('_', '-')} speaks of a model: name it with --model.")
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     return [BackboneSpec.model_validate({"model": model, **shared}) for model in models]
 
 

@@ -13,8 +13,8 @@ import yaml
 
 from monoeval import progress
 from monoeval.backbones.resolve import check_available, resolve
-from monoeval.errors import MonoevalError
-from monoeval.files import atomic
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
 from monoeval.suite.ledger import Ledger, Row, read_rows
 from monoeval.suite.plan import Group, Plan, described, load, make_plan, tested_rows
@@ -98,7 +98,7 @@ def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str,
     try:
         scores = score(group, device)
     except MonoevalError as error:
-        if error.exit_code == 2 or debug:
+        if debug or isinstance(error, UsageError | CannotWriteError):  # what every other group would meet too
             raise
         ledger.append(_failures(group, done, str(error)))
         log.warning("%s failed: %s", group.arm.name, error)

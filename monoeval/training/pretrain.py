@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from monoeval import bundles, progress
@@ -14,6 +13,7 @@ from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.files import locked
 from monoeval.keys import draw_seed
 from monoeval.training import networks
 from monoeval.training.augment import Augmentation
@@ -43,8 +43,7 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
     if len(images) < 2:
         raise UsageError(f"Pretraining needs at least two images, and {images.name} has {len(images)}.")
     folder = pretrained_folder(spec, images.fingerprint, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with locked(folder):
         if folder.exists():
             try:
                 bundles.describe(folder, STEM)
