@@ -39,6 +39,8 @@ class Method:
     is_control: bool = False
     seeded: bool = True
     """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
+    version: str = "1"
+    """Raised whenever the same settings, rows and seed would give other codes."""
 
 
 _SIMPLE = "monoeval.adapters.simple"
@@ -92,6 +94,20 @@ def spec_of(spec: AdapterSpec) -> Method:
     """
     _settings(spec)
     return METHODS[spec.method]
+
+
+def adapter_identity(spec: AdapterSpec) -> dict[str, object]:
+    """All that decides what a method does to given features: its settings with their defaults, and its version.
+
+    Raises UsageError as `spec_of` does.
+    """
+    settings, method = _settings(spec), METHODS[spec.method]
+    return {
+        "method": spec.method,
+        "settings": settings.model_dump(mode="json"),
+        "target": method.target,
+        "version": method.version,
+    }
 
 
 def build(spec: AdapterSpec) -> "Adapter":

@@ -164,7 +164,7 @@ class TopKSAE(_Dictionary):
         self._train(data, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
         self.measures = {
             **self._measure(data),
-            "untrained_explained_variance": untrained,
+            "explained_variance_untrained": untrained,
             "width": self.width,
             "k": self.k,
             "steps": schedule.steps,
@@ -231,7 +231,9 @@ def aux_k(h: Tensor, error: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
     values, places = among.topk(k, dim=1, sorted=False)
     sparse = torch.zeros_like(among).scatter(1, places, values.relu())
     missed = (error - sparse @ decoder.index_select(0, dead)).square().mean()
-    return torch.nan_to_num(missed / (error - error.mean(dim=0)).square().mean(), posinf=0.0)
+    spread = (error - error.mean(dim=0)).square().mean()
+    # not nan_to_num: it mends the value of 0/0 and leaves its gradient NaN
+    return torch.where(spread > 0, missed / spread.clamp_min(torch.finfo(spread.dtype).tiny), 0.0)
 
 
 def remove_parallel(decoder: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter
-from monoeval.adapters.registry import METHODS, build
+from monoeval.adapters.registry import METHODS, adapter_identity, build
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
@@ -42,7 +42,7 @@ def fit_cached(
     if spec.method in UNFITTED:
         return adapter.fit(features, rows, seed=0, device=device)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
-    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, spec, seed])
+    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, adapter_identity(spec), seed])
     with locked(folder):
         if folder.exists():
             try:

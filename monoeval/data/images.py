@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,11 @@ class DataSpec(Spec):
     test_split: str | None = None
     limit: int | None = None
     """At most this many rows a split, stratified by class and nested (a smaller limit is a subset)."""
+
+    @property
+    def label(self) -> str:
+        """The name without the folders that lead to it."""
+        return PurePath(self.name).name or self.name
 
 
 def named_data(value: object) -> object:
@@ -89,3 +95,5 @@ class Data:
 
     train: ImageSet
     test: ImageSet
+    whole: ImageSet | None = None
+    """All images of a source with one split only, which is divided between the other two."""

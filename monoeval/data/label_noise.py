@@ -35,7 +35,7 @@ def label_signal(rate: float, n_classes: int) -> float:
 
     0 is pure noise and below 0 labels point away from the truth: such levels are negative controls.
     """
-    return (1 - rate) - rate / (n_classes - 1)
+    return round((1 - rate) - rate / (n_classes - 1), 12)  # exactly 0 where only rounding keeps it above
 
 
 def realised(clean: Ints, noisy: Ints, n_classes: int) -> tuple[float, NDArray[np.int64]]:

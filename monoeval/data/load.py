@@ -53,7 +53,8 @@ def load_data(spec: DataSpec) -> Data:
     data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
     if spec.limit is None:
         return data
-    return Data(train=_limited(data.train, spec.limit), test=_limited(data.test, spec.limit))
+    whole = None if data.whole is None else _limited(data.whole, spec.limit)
+    return Data(train=_limited(data.train, spec.limit), test=_limited(data.test, spec.limit), whole=whole)
 
 
 def _limited(images: ImageSet, limit: int) -> ImageSet:
@@ -76,7 +77,7 @@ def _found(spec: DataSpec) -> Data:
     kept, held = held_out(train_set.labels, train_set.ids)
     if not len(held):
         raise UsageError(f"{name} has too few images to hold some out for test: add images or a test split.")
-    return Data(train=train_set.take(kept), test=train_set.take(held))
+    return Data(train=train_set.take(kept), test=train_set.take(held), whole=train_set)
 
 
 def _splits(spec: DataSpec) -> tuple[str, Splits]:

@@ -42,7 +42,8 @@ def shots(
         if len(rows) < shots + validation:
             raise UsageError(
                 f"Class {name!r} has {len(rows)} training rows, and {shots} shots with {validation} validation "
-                f"rows need {shots + validation}: ask for fewer shots."
+                f"rows need {shots + validation}: add images, or ask for fewer shots in a recipe, for example "
+                "{name: few-shot, shots: [1, 2]}."
             )
         rows = np.random.default_rng(draw_seed("shots", name, draw, repeat)).permutation(rows)
         train.append(rows[:shots])

@@ -37,7 +37,8 @@ def _gaussian_noise(image: Image, sigma: float, rng: np.random.Generator) -> Pix
 
 def _shot_noise(image: Image, photons: float, rng: np.random.Generator) -> Pixels:
     """Poisson noise; `photons` is the count that a white pixel stands for."""
-    return (rng.poisson(image * (photons / 255)) * (255 / photons)).astype(np.float32)
+    counts: NDArray[np.int64] = rng.poisson(image * (photons / 255))
+    return (counts * (255 / photons)).astype(np.float32)
 
 
 def _impulse_noise(image: Image, share: float, rng: np.random.Generator) -> Pixels:
@@ -145,6 +146,8 @@ _REGISTRY: dict[str, tuple[_Corrupt, tuple[Level, ...], tuple[Level, ...]]] = {
 }
 
 CORRUPTIONS: tuple[str, ...] = tuple(_REGISTRY)
+EXTRAS = ("speckle_noise", "gaussian_blur", "saturate")
+"""Held out by the authors to tune on; no part of a mean over the scored ones."""
 
 
 def _rng(row_id: str, transform: Transform) -> np.random.Generator:

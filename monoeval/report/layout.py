@@ -85,7 +85,9 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
             for name, some in series.items()
             for p in some
         ]
-        primary = tuple(p for column in made if not column.negative_control for p in column.points)
+        rest = [p for column in made if not column.negative_control for p in column.points]
+        # level 0 changes nothing, so it is no part of a summary of the change
+        primary = tuple(p for p in rest if p.level) or tuple(rest)
     made = [column for column in made if column.points]
     if len(primary) == 1:
         place = next(i for i, column in enumerate(made) if column.points == primary)

@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 def _adjusted(comparisons: Sequence[Comparison]) -> dict[int, float]:
     """Holm-adjusted p of the primary gain over the baseline, for the comparisons that make a claim."""
-    family = [(c, c.baseline.primary.interval) for c in comparisons if c.is_claim]
+    family = [(c, c.baseline.primary.interval) for c in comparisons if c.kind not in {"control", "no verdict"}]
     held = {id(c): interval.p_value for c, interval in family if interval is not None}
     return dict(zip(held, map(float, holm(list(held.values()))), strict=True)) if held else {}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from monoeval.data.images import DataSpec, Transform
-from monoeval.data.transforms import CORRUPTIONS
+from monoeval.data.transforms import CORRUPTIONS, EXTRAS
 from monoeval.errors import unknown
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
@@ -26,7 +26,7 @@ class Corruption(Spec):
     """
 
     name: Literal["corruption"] = "corruption"
-    kinds: tuple[Annotated[str, AfterValidator(_known)], ...] = tuple(CORRUPTIONS)
+    kinds: tuple[Annotated[str, AfterValidator(_known)], ...] = tuple(c for c in CORRUPTIONS if c not in EXTRAS)
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:  # noqa: ARG002 (images are drawn once)

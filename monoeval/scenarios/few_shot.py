@@ -18,7 +18,7 @@ class FewShot(Spec):
     """
 
     name: Literal["few-shot"] = "few-shot"
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
+    shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
     repeats: Annotated[int, Field(ge=1)] = 5
     """Draws for each seed; averaged within the seed."""
 

@@ -16,8 +16,13 @@ class InputNoise(Spec):
     """Gaussian noise σ·randn, or one-sided uniform noise ε·rand, added after normalisation at test time only."""
 
     name: Literal["input-noise"] = "input-noise"
-    kinds: tuple[Kind, ...] = ("gaussian", "uniform")
-    levels: tuple[Annotated[float, Field(ge=0)], ...] = (0, 0.2, 0.4, 0.6)
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("gaussian", "uniform")
+    levels: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=1)] = (
+        0,
+        0.2,
+        0.4,
+        0.6,
+    )
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:  # noqa: ARG002 (images are drawn once)
         for kind in self.kinds:

@@ -1,7 +1,9 @@
 """Noisy training labels, clean test labels."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from monoeval.data.images import DataSpec
 from monoeval.scenarios.trial import Fit, LabelNoise, Rate, TestSet, Trial
@@ -17,7 +19,7 @@ class LabelNoiseScenario(Spec):
 
     name: Literal["label-noise"] = "label-noise"
     kind: Literal["symmetric"] = "symmetric"
-    rates: tuple[Rate, ...] = (0, 0.2, 0.4, 0.6, 0.8)
+    rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0, 0.2, 0.4, 0.6, 0.8)
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:
         for rate in self.rates:

@@ -33,9 +33,9 @@ class OutOfDomain(Spec):
         for level, test in enumerate((data, target)):
             yield Trial(
                 scenario=self.name,
-                protocol=f"ood/{data.name}/{test.name}",
-                series=f"{data.name} → {target.name}",
+                protocol=f"ood/{data.label}/{test.label}",
+                series=f"{data.label} → {target.label}",
                 level=level,
                 data=data,
-                test=TestSet(data=test, shared_with=target if level == 0 else data),
+                test=TestSet(data=test, shared_with=(target, data)[level], whole=level == 1),
             )

@@ -43,6 +43,8 @@ class TestSet(Spec):
     transform: Transform | None = None
     shared_with: DataSpec | None = None
     """Score only classes that this set has too, matched by name; None: all classes are the training set's."""
+    whole: bool = False
+    """Score all rows of a source that has one split only, rather than the part held out of it."""
 
 
 class Trial(Spec):

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from monoeval.backbones import records
-from monoeval.data.images import DataSpec
 from monoeval.keys import key
 from monoeval.suite.ledger import read_rows
-from monoeval.suite.plan import Group, backbone_identity, load, make_plan
+from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.run import missing, run_folder
 from monoeval.training.keys import pretrained_folder
@@ -49,7 +48,7 @@ def _to_pretrain(groups: list[Group]) -> set[Path]:
     folders = set()
     for group in groups:
         if group.backbone.pretrain is not None:
-            fingerprint = load(group.trials[0].data).train.fingerprint
+            fingerprint = load(group.data).train.fingerprint
             folders.add(pretrained_folder(group.backbone.pretrain, fingerprint, group.backbone_seed or 0))
     return {folder for folder in folders if not folder.exists()}
 
@@ -60,11 +59,11 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
     new, cached, size = 0, 0, 0
     known = True
     for group in groups:
-        data = group.trials[0].data
+        data = group.data
         identity_key = key(backbone_identity(group.backbone, group.backbone_seed, data))
         record = records.read(identity_key)
         width = group.backbone.pretrain.width if group.backbone.pretrain else record.get("width")
-        wanted = [(load(data).train, None), *((_test(t.test.data), t.test.transform) for t in group.trials)]
+        wanted = [(load(data).train, None), *((test_images(t.test), t.test.transform) for t in group.trials)]
         for images, transform in wanted:
             place = (identity_key, images.fingerprint, transform.model_dump_json() if transform else "")
             if place in seen:
@@ -77,10 +76,6 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
             known = known and isinstance(width, int)
             size += len(images) * width * BYTES_A_VALUE if isinstance(width, int) else 0
     return new, cached, size if known else None
-
-
-def _test(spec: DataSpec) -> Any:
-    return load(spec).test
 
 
 def _time(groups: list[Group], rows: list[Any], taken_over: set[str]) -> str:

@@ -21,7 +21,7 @@ from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, choose_device, load_backbone
 from monoeval.backbones.spec import BackboneSpec
-from monoeval.data.images import DataSpec, Ints, Transform
+from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table
 from monoeval.errors import MonoevalError
@@ -29,9 +29,18 @@ from monoeval.keys import key
 from monoeval.metrics.scores import row_scores
 from monoeval.probes.problem import FittedProbe, Problem
 from monoeval.probes.select import fit_probes
-from monoeval.scenarios.trial import Trial
+from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
-from monoeval.suite.plan import Group, backbone_identity, described, fitted_rows, load, scored_classes, tested_rows
+from monoeval.suite.plan import (
+    Group,
+    backbone_identity,
+    described,
+    fitted_rows,
+    load,
+    scored_classes,
+    test_images,
+    tested_rows,
+)
 from monoeval.training.pretrain import pretrain
 
 
@@ -48,7 +57,7 @@ def score(group: Group, device: str) -> list[Score]:
     """Make every score of `group`, in the order of its trials."""
     started = time.perf_counter()
     backbone, identity_key = _backbone(group, device)
-    train = load(group.trials[0].data).train
+    train = load(group.data).train
     features = extract(backbone, identity_key, train, [None])[0]
     adapter = fit_cached(group.arm.adapter, features, None, seed=group.adapter_seed, device=backbone.device)
     codes = Codes(features, adapter, backbone.device)
@@ -88,7 +97,7 @@ def _loaded(spec_json: str, device: str) -> Backbone:
 
 def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
     """The group's backbone, pretrained first where the recipe says so, and the key of its identity."""
-    data = group.trials[0].data
+    data = group.data
     spec = group.backbone
     identity_key = key(backbone_identity(spec, group.backbone_seed, data))
     if spec.pretrain is not None:
@@ -100,9 +109,10 @@ def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
 
 
 def _features_of(trial: Trial) -> tuple[str, str]:
-    """What test features are called for: the data set and the change to its images."""
+    """What test features are called for: the images and the change to them."""
     transform = trial.test.transform
-    return trial.test.data.model_dump_json(), transform.model_dump_json() if transform else ""
+    images = trial.test.model_copy(update={"transform": None, "shared_with": None})
+    return images.model_dump_json(), transform.model_dump_json() if transform else ""
 
 
 def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[tuple[str, str], FeatureSet]:
@@ -113,7 +123,7 @@ def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[
         transforms[data][change] = trial.test.transform
     made = {}
     for data, changes in transforms.items():
-        images = load(DataSpec.model_validate_json(data)).test
+        images = test_images(TestSet.model_validate_json(data))
         sets = extract(backbone, identity_key, images, list(changes.values()))
         made.update({(data, change): features for change, features in zip(changes, sets, strict=True)})
     return made
@@ -152,9 +162,9 @@ def _problem(trial: Trial) -> Problem:
     rows, labels, validation = fitted_rows(trial.fit, load(trial.data))
     return Problem(
         rows=rows,
-        labels=labels,
+        labels=labels[rows],
         validation_rows=validation,
-        validation_labels=None if validation is None else train.labels[validation],
+        validation_labels=None if validation is None else labels[validation],
         groups=None if train.groups is None else train.groups[rows],
     )
 
@@ -183,10 +193,12 @@ def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, re
     train = load(trial.data).train
     noise, rate = trial.fit.labels, None
     if noise is not None:
-        rate = realised(train.labels, fitted_rows(trial.fit, load(trial.data))[1], len(train.class_names))[0]
+        rows, labels, _ = fitted_rows(trial.fit, load(trial.data))
+        rate = realised(train.labels[rows], labels[rows], len(train.class_names))[0]
     return Row(
         **described(group, position),
         model=backbone.name,
+        precision=backbone.precision,
         protocol=_protocol(trial, backbone.preprocess.image_size),
         label_signal=label_signal(noise.rate if noise else 0.0, len(train.class_names))
         if trial.scenario == "label-noise"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from monoeval.data.images import Ints
 from monoeval.errors import MonoevalError
@@ -24,6 +25,8 @@ SCHEMA = 1
 class Row(Spec):
     """One score. This is the documented schema of a line of `results.jsonl`."""
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a measure may be NaN, a log-loss infinite
+
     schema_version: int = SCHEMA
     key: str
     """Equal where everything that decides the score is equal; rows are shared between runs by it."""
@@ -35,6 +38,8 @@ class Row(Spec):
     controls: tuple[str, ...]
     model: str
     """The resolved name of the backbone."""
+    precision: str | None = None
+    """What its features were computed in."""
     method: str
     conditional: bool
     """The backbone is the same for every seed, so intervals do not cover its training."""
@@ -116,6 +121,14 @@ class Ledger:
 
     def rows(self) -> list[Row]:
         return read_rows(self.folder)
+
+    def keep(self, places: Container[tuple[str, str]]) -> None:
+        """Drop rows of (arm, key) not in `places`: their data, weights or libraries have changed since."""
+        rows = self.rows()
+        kept = [row for row in rows if (row.arm, row.key) in places]
+        if len(kept) < len(rows):
+            with atomic(self.path) as temporary:
+                temporary.write_text("".join(row.model_dump_json() + "\n" for row in kept), encoding="utf-8")
 
     def add_test(self, name: str, ids: Sequence[str], labels: Ints, groups: Ints | None) -> None:
         """Write a test set's ids, labels and groups, once."""

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from monoeval.adapters.registry import METHODS
+from monoeval.adapters.registry import METHODS, adapter_identity
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
-from monoeval.data.images import Data, DataSpec, Ints
+from monoeval.data.images import Data, DataSpec, ImageSet, Ints
 from monoeval.data.label_noise import symmetric
 from monoeval.data.load import load_data
 from monoeval.data.splits import shots
 from monoeval.errors import UsageError
 from monoeval.keys import key
 from monoeval.probes.spec import ProbeSpec
-from monoeval.scenarios.trial import Fit, Trial
+from monoeval.scenarios.trial import Fit, TestSet, Trial
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
@@ -26,13 +26,14 @@ SCHEMA = 1
 
 
 class Group(Spec):
-    """Trials of one arm that share backbone, adapter and draw, and so one set of training codes.
+    """Trials of one arm that share training data, backbone, adapter and draw, and so one set of training codes.
 
     A group is what a worker is sent: it holds no arrays, and its composition depends on the recipe alone, so a
     resumed run solves the same batches as an undisturbed one.
     """
 
     arm: Arm
+    data: DataSpec
     backbone: BackboneSpec
     backbone_seed: int | None
     """None where the recipe does not pretrain the backbone: it is the same for every seed."""
@@ -67,37 +68,42 @@ def load(spec: DataSpec) -> Data:
     return data_of(spec.model_dump_json())
 
 
+def test_images(test: TestSet) -> ImageSet:
+    """The images a test set names."""
+    data = load(test.data)
+    return data.whole if test.whole and data.whole is not None else data.test
+
+
 def make_plan(recipe: Recipe) -> Plan:
     """Expand `recipe` and check, before anything heavy starts, that every trial can be made.
 
     Raises UsageError for unknown names, too few rows for the shots asked, or domains without shared classes.
     """
     recipe = recipe.resolved()
-    trials: dict[int | None, list[Trial]] = {}
+    together: dict[tuple[str, int | None], list[Trial]] = {}
     for seed in range(recipe.seeds):
         for scenario in recipe.scenarios:
             for trial in scenario.trials(recipe.data, seed):
-                same_draw = trials.setdefault(trial.draw, [])
-                if trial not in same_draw:
-                    same_draw.append(trial)
-    for trial in (trial for some in trials.values() for trial in some):
-        check(trial)
+                same = together.setdefault((trial.data.model_dump_json(), trial.draw), [])
+                if trial not in same:
+                    check(trial)
+                    same.append(trial)
     groups: dict[tuple[object, ...], Group] = {}
     for seed in range(recipe.seeds):
         for arm in recipe.arms:
             backbone = recipe.backbones[arm.backbone]
             backbone_seed = seed if backbone.pretrain else None
             adapter_seed = seed if METHODS[arm.method].seeded else None
-            for draw, some in trials.items():
+            for (data, draw), some in together.items():
                 if draw not in (None, seed):
                     continue
-                place = (arm.name, backbone_seed, adapter_seed, draw)
+                place = (arm.name, data, backbone_seed, adapter_seed, draw)
                 if place in groups:
                     continue
                 part = {"arm": arm, "backbone": backbone, "backbone_seed": backbone_seed,
                         "adapter_seed": adapter_seed, "draw": draw, "probe": recipe.probe}  # fmt: skip
-                keys = _keys(arm, backbone, backbone_seed, adapter_seed, recipe, some)
-                groups[place] = Group.model_validate({**part, "trials": tuple(some), "keys": keys})
+                group = Group.model_validate({**part, "data": some[0].data, "trials": tuple(some), "keys": ()})
+                groups[place] = group.model_copy(update={"keys": _keys(group)})
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
 
     def place_of(group: Group) -> tuple[int, ...]:
@@ -114,33 +120,28 @@ def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) 
     if backbone.pretrain is None:
         return identity(backbone)
     made = pretrained_key(backbone.pretrain, load(data).train.fingerprint, seed or 0)
-    return {"pretrained": made, "layer": backbone.layer, "pool": backbone.pool, "precision": backbone.precision}
+    read = backbone.model_dump(include={"layer", "pool", "image_size", "precision"})
+    return {"pretrained": made, **read}
 
 
-def _keys(
-    arm: Arm,
-    backbone: BackboneSpec,
-    backbone_seed: int | None,
-    adapter_seed: int | None,
-    recipe: Recipe,
-    trials: list[Trial],
-) -> tuple[str, ...]:
+def _keys(group: Group) -> tuple[str, ...]:
     shared = {
         "schema": SCHEMA,
-        "backbone": backbone_identity(backbone, backbone_seed, recipe.data),
-        "adapter": arm.adapter,
-        "adapter_seed": adapter_seed,
-        "probe": recipe.probe,
+        "backbone": backbone_identity(group.backbone, group.backbone_seed, group.data),
+        "adapter": adapter_identity(group.arm.adapter),
+        "adapter_seed": group.adapter_seed,
+        "probe": group.probe,
+        "train": load(group.data).train.fingerprint,
     }
     keys = []
-    for trial in trials:
-        test = load(trial.test.data).test
-        source = load(trial.data).train
-        fields = trial.model_dump(mode="json", exclude={"data": True, "test": {"data", "shared_with"}})
-        decides = {**shared, "trial": fields, "train": source.fingerprint, "test": test.fingerprint}
+    for trial in group.trials:
+        # what names data is left out: its content decides, wherever it lies
+        fields = trial.model_dump(
+            mode="json", exclude={"data": True, "protocol": True, "test": {"data", "shared_with"}}
+        )
         if trial.test.shared_with is not None:
-            decides["classes"] = list(shared_classes(trial))
-        keys.append(key(decides))
+            fields["series"] = shared_classes(trial)
+        keys.append(key({**shared, "trial": fields, "test": test_images(trial.test).fingerprint}))
     return tuple(keys)
 
 
@@ -171,17 +172,16 @@ def check(trial: Trial) -> None:
 
 
 def fitted_rows(fit: Fit, data: Data) -> tuple[Ints, Ints, Ints | None]:
-    """Training rows [n], their labels [n], and validation rows (None: cross-validate) of a fit."""
+    """Training rows [n] and validation rows (None: cross-validate) of a fit, and the labels [N] of all rows."""
     labels = data.train.labels
     if fit.labels is not None:
         labels = symmetric(labels, len(data.train.class_names), fit.labels.rate, fit.labels.draw)
     if fit.rows is None:
         return np.arange(len(labels)), labels, None
     asked = fit.rows
-    rows, validation = shots(
-        labels, data.train.class_names, asked.shots, asked.validation, asked.draw, asked.repeat
-    )
-    return rows, labels[rows], validation
+    names = data.train.class_names
+    rows, validation = shots(labels, names, asked.shots, asked.validation, asked.draw, asked.repeat)
+    return rows, labels, validation
 
 
 def shared_classes(trial: Trial) -> tuple[str, ...]:
@@ -189,10 +189,10 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
     names = load(trial.data).train.class_names
     if trial.test.shared_with is None:
         return names
-    tested = set(load(trial.test.data).test.class_names) & set(load(trial.test.shared_with).test.class_names)
+    tested = set(test_images(trial.test).class_names) & set(load(trial.test.shared_with).test.class_names)
     shared = tuple(name for name in names if name in tested)
     if len(shared) < 2:
-        others = [n for n in load(trial.test.data).test.class_names if n not in names] or sorted(tested)
+        others = [n for n in test_images(trial.test).class_names if n not in names] or sorted(tested)
         raise UsageError(
             f"{trial.data.name} and {trial.test.data.name} share {len(shared)} of {len(names)} classes by name "
             f"(source: {_some(names)}; target: {_some(others)}): rename the target's classes to match."
@@ -212,7 +212,7 @@ def scored_classes(trial: Trial) -> Ints:
 
 def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
     """Test rows [n] that are scored, and their labels [n] as positions in the training classes."""
-    train, test = load(trial.data).train, load(trial.test.data).test
+    train, test = load(trial.data).train, test_images(trial.test)
     positions = {train.class_names[p]: p for p in scored_classes(trial)}
     mapped = np.array([positions.get(name, -1) for name in test.class_names], dtype=np.int64)[test.labels]
     rows = np.flatnonzero(mapped >= 0)

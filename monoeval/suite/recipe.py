@@ -49,7 +49,8 @@ class Arm(Spec):
 class Recipe(Spec):
     """A study. Either `backbones` and `arms` are listed outright, or `models` × `methods` expand to them."""
 
-    name: str = "suite"
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")] = "suite"
+    """Begins the run folder's name, so it has no slash."""
     note: str | None = None
     """Shown above the report."""
     data: Annotated[DataSpec, BeforeValidator(named_data)] = DataSpec(name="digits")

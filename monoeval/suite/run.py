@@ -17,7 +17,7 @@ from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
 from monoeval.suite.ledger import Ledger, Row, read_rows
-from monoeval.suite.plan import Group, Plan, described, load, make_plan, tested_rows
+from monoeval.suite.plan import Group, Plan, described, make_plan, test_images, tested_rows
 from monoeval.suite.recipe import Recipe, load_recipe
 
 log = logging.getLogger("monoeval")
@@ -62,6 +62,7 @@ def run(
     with Ledger(folder) as ledger:
         if fresh:
             _start_anew(folder)
+        ledger.keep({(group.arm.name, k) for group in plan.groups for k in group.keys})
         _write_recipe(plan.recipe, folder)
         if not fresh:
             _import_siblings(plan, ledger)
@@ -72,7 +73,7 @@ def run(
                 _make(group, done, ledger, device, debug)
                 advance(len(group.keys))
         rows = _in_plan_order(plan, ledger.rows())
-        if todo or not (folder / "report.html").exists():
+        if _older(folder / "report.html", ledger.path):
             from monoeval.report import write
 
             write(folder)
@@ -115,9 +116,10 @@ def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str,
             continue
         row = made.row
         if made.predictions is not None:
-            test = load(made.trial.test.data).test
+            test = test_images(made.trial.test)
             tested, labels = tested_rows(made.trial)
-            name = f"{Path(made.trial.test.data.name).name}-{key([test.fingerprint, tested.tolist()])[:8]}"
+            content = key([test.fingerprint, tested.tolist(), labels.tolist()])
+            name = f"{made.trial.test.data.label}-{content[:8]}"
             groups = None if test.groups is None else test.groups[tested]
             ledger.add_test(name, test.ids[tested].tolist(), labels, groups)
             row = row.model_copy(update={"test": name, "predictions": f"predictions/{row.key}.parquet"})
@@ -185,11 +187,16 @@ def _copy_sidecars(row: Row, source: Path, target: Path) -> bool:
     return True
 
 
+def _older(report: Path, ledger: Path) -> bool:
+    return not report.exists() or report.stat().st_mtime_ns < ledger.stat().st_mtime_ns
+
+
 def _start_anew(folder: Path) -> None:
+    """Delete what a run wrote; the ledger first, so that what is left never speaks of files that are gone."""
+    for name in ("results.jsonl", "recipe.yaml", "report.html", "report.md", "report.csv"):
+        (folder / name).unlink(missing_ok=True)
     for name in ("predictions", "tests", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("results.jsonl", "report.html", "report.md", "report.csv"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:

@@ -78,12 +78,35 @@ def test_groups_reach_the_statistics(run_folder: Make) -> None:
 def test_levels_without_signal_are_shown_but_outside_the_mean(run_folder: Make) -> None:
     run = run_folder(ARMS[:1], ["label-noise"], seeds=1)
     run.test("t", IDS, LABELS)
-    for rate, signal, correct in ((0.0, 1.0, "1111"), (0.5, 0.4, "1100"), (0.9, 0.0, "0000")):
+    for rate, signal, correct in ((0.0, 1.0, "1111"), (0.4, 0.5, "1110"), (0.5, 0.4, "1100"), (0.9, 0.0, "0000")):
         run.score("raw", bits(correct), **noise(rate, signal))
     made = table(summarise(run.folder), "label-noise")
-    assert [c.label for c in made.columns] == ["0", "0.5", "0.9", "mean"]
-    assert [c.negative_control for c in made.columns] == [False, False, True, False]
-    assert [cell.interval.mean for cell in made.cells["raw"]] == [1.0, 0.5, 0.0, 0.75]
+    assert [c.label for c in made.columns] == ["0", "0.4", "0.5", "0.9", "mean"]
+    assert [c.negative_control for c in made.columns] == [False, False, False, True, False]
+    # rate 0 changes nothing and 0.9 carries nothing: the mean is over the two between
+    assert [cell.interval.mean for cell in made.cells["raw"]] == [1.0, 0.75, 0.5, 0.0, 0.625]
+
+
+def test_an_adapter_no_better_than_its_untrained_self_gets_no_verdict(run_folder: Make) -> None:
+    """From the names a real autoencoder gives its measures, not from names of this test's own."""
+    import torch
+
+    from monoeval.adapters.registry import build
+    from monoeval.adapters.spec import AdapterSpec
+    from monoeval.backbones.features import FeatureSet
+
+    features = run_folder(PAIR, ["clean"], seeds=2)
+    path = features.folder / "00000-x.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
+    adapter = build(AdapterSpec(method="sae", params={"width": 16, "k": 2, "steps": 0}))
+    measures = adapter.fit(FeatureSet("f", (path,)), None, seed=0, device=torch.device("cpu")).report()
+    features.test("t", IDS, LABELS)
+    for seed in (0, 1):
+        features.score("raw", bits("1000"), backbone_seed=seed)
+        features.score("sae", bits("1100"), backbone_seed=seed, adapter_seed=seed, adapter=measures)
+    comparison = claim(summarise(features.folder), "clean")
+    assert comparison.kind == "no verdict"
+    assert "not trained" in comparison.sentence
 
 
 def test_repeats_are_averaged_within_a_seed_and_paired_by_number(run_folder: Make) -> None:

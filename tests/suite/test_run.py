@@ -197,3 +197,83 @@ def _nan_probes(codes: Any, problems: Any, n_classes: int, spec: Any) -> Any:  #
 
     weights = torch.full((n_classes, codes.shape[1]), float("nan"))
     return [FittedProbe(weights, torch.zeros(n_classes), 1.0, 0.0, False, True) for _ in problems]
+
+
+def test_what_changes_the_features_changes_the_key() -> None:
+    from monoeval.suite.plan import make_plan
+    from monoeval.suite.recipe import load_recipe
+
+    def keys(backbone: dict[str, Any], **arm: Any) -> set[str]:
+        small = {
+            "arms": [{"name": "a", "backbone": "CL", **arm}],
+            "backbones": {"CL": backbone},
+            "scenarios": ["clean"],
+        }
+        return {k for g in make_plan(load_recipe({**RECIPE, **small})).groups for k in g.keys}
+
+    same = keys(TINY)
+    assert same == keys(TINY)
+    for change in ({"image_size": 16}, {"layer": "backbone"}, {"precision": "bf16"}):
+        assert not same & keys({**TINY, **change})
+    assert not same & keys({"pretrain": {**TINY["pretrain"], "objective": "ncl"}})
+    sae = {"method": "sae", "params": {"k": 4}}
+    assert keys(TINY, **sae) == keys(TINY, method="sae", params={"k": 4, "width_factor": 8})
+    assert not keys(TINY, **sae) & keys(TINY, method="sae", params={"k": 5})
+
+
+def pictures(folder: Path, names: str, count: int = 6) -> Path:
+    from PIL import Image
+
+    rng = np.random.default_rng(len(folder.name))
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 90, (12, 12, 3), dtype=np.uint8) + np.uint8(80 * (ord(name) - ord("a")))
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def folder_recipe(source: Path, target: Path) -> dict[str, Any]:
+    arm = {"name": "CL", "backbone": "CL"}
+    scenarios = ["clean", {"name": "ood", "target": str(target)}]
+    return {**RECIPE, "seeds": 1, "data": str(source), "arms": [arm], "scenarios": scenarios}
+
+
+def test_a_target_with_one_split_is_scored_whole_and_on_shared_classes(tmp_path: Path) -> None:
+    source, target = pictures(tmp_path / "source", "abc"), pictures(tmp_path / "target", "bcd")
+    rows = run(folder_recipe(source, target), out=tmp_path / "runs").rows
+    of = {(row.scenario, row.level): row for row in rows}
+    assert of["ood", 1].rows == 12  # b and c, every image
+    assert of["ood", 0].rows == 4  # of the held-out two of each, b and c
+    assert of["clean", 0].rows == 6
+
+
+def test_rows_of_data_that_has_changed_are_not_shown(tmp_path: Path) -> None:
+    source, target = pictures(tmp_path / "source", "abc"), pictures(tmp_path / "target", "abc")
+    broken = source / "a" / "3.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    first = run(folder_recipe(source, target), out=tmp_path / "runs")
+    assert first.failed
+    broken.write_bytes(whole)
+    second = run(folder_recipe(source, target), out=tmp_path / "runs")
+    assert second.folder == first.folder
+    assert not second.failed
+    assert {row.status for row in read_rows(second.folder)} == {"ok"}
+    assert "3.png" not in (second.folder / "report.md").read_text()
+
+
+def test_scores_do_not_depend_on_where_the_data_lies(tmp_path: Path) -> None:
+    import shutil
+
+    recipes = []
+    for place in ("here", "there"):
+        source, target = tmp_path / place / "source", tmp_path / place / "target"
+        if place == "here":
+            pictures(source, "abc"), pictures(target, "abc")
+        else:
+            shutil.copytree(tmp_path / "here", tmp_path / "there")
+        recipes.append(folder_recipe(source, target))
+    first = run(recipes[0], out=tmp_path / "runs")
+    assert run(recipes[1], out=tmp_path / "runs").made == 0
+    assert first.made == len(first.rows)
