@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,27 @@ def fit_cached(
         return adapter.fit(features, rows, seed=0, device=device)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
     folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, adapter_identity(spec), seed])
+    with suppress(bundles.Damaged):  # absent, or to be made again; a read-only cache has no lock to give
+        return load(folder, device)
+    found = _held(folder, device)  # before the lock, which a read-only cache does not give
+    if found is not None:
+        return found
     with locked(folder):
+        found = _held(folder, device)  # another process may have made it meanwhile
+        if found is not None:
+            return found
         if folder.exists():
-            try:
-                return load(folder, device)
-            except bundles.Damaged:
-                log.warning("The adapter in %s is damaged and is fitted again.", folder)
+            log.warning("The adapter in %s is damaged and is fitted again.", folder)
         adapter.fit(features, rows, seed=seed or 0, device=device)
         save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
     return adapter
+
+
+def _held(folder: Path, device: torch.device) -> Adapter | None:
+    try:
+        return load(folder, device)
+    except bundles.Damaged:
+        return None
 
 
 def save(adapter: Adapter, spec: AdapterSpec, folder: Path, **origin: str | int | None) -> None:

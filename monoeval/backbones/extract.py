@@ -34,6 +34,9 @@ AHEAD = 4
 
 log = logging.getLogger("monoeval")
 
+_VERIFIED: set[tuple[Path, int, int]] = set()
+"""Shards whose checksum this process has found right: every group of a run asks for the same ones."""
+
 
 def extract(
     backbone: Backbone, identity_key: str, images: ImageSet, transforms: Sequence[Transform | None]

@@ -6,13 +6,12 @@ than the ledger's one writer.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from monoeval.adapters.base import Codes, SparseRows
@@ -26,7 +25,7 @@ from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
-from monoeval.metrics.scores import row_scores
+from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.problem import FittedProbe, Problem
 from monoeval.probes.select import fit_probes
 from monoeval.scenarios.trial import TestSet, Trial
@@ -65,7 +64,7 @@ def score(group: Group, device: str) -> list[Score]:
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    probes = fit_probes(_for_probes(codes.dense()) / scale, problems, len(train.class_names), group.probe)
+    probes = fit_probes(_for_probes(codes.dense()).div_(scale), problems, len(train.class_names), group.probe)
     probe_of = dict(zip(fits, probes, strict=True))
 
     by_test: dict[str, list[int]] = defaultdict(list)
@@ -78,11 +77,10 @@ def score(group: Group, device: str) -> list[Score]:
         rows, labels = tested_rows(first)
         test_codes = Codes(tests[_features_of(first)], adapter, backbone.device)
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
-        logits_pnc = _logits(test_codes, rows, some, scale, scored=scored_classes(first))
-        for position, probe, logits_nc in zip(positions, some, logits_pnc, strict=True):
-            trial = group.trials[position]
+        outcomes = _predict(test_codes, rows, labels, some, scale, scored_classes(first))
+        for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
             row = _row(group, position, backbone, probe, adapter.report())
-            done[position] = _scored(row, trial, logits_nc, labels)
+            done[position] = _scored(row, group.trials[position], predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
         Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
@@ -169,23 +167,37 @@ def _problem(trial: Trial) -> Problem:
     )
 
 
-def _logits(
-    codes: Codes, rows: Ints, probes: Sequence[FittedProbe], scale: float, scored: Ints
-) -> Iterator[NDArray[np.float32]]:
-    """Logits [n, C] of each probe; classes that are not scored cannot be predicted."""
+def _predict(
+    codes: Codes, rows: Ints, labels: Ints, probes: Sequence[FittedProbe], scale: float, scored: Ints
+) -> list[tuple[Predictions, int]]:
+    """The predictions [n] of each probe, and how many rows have scores that are not numbers.
+
+    Only the classes `scored` can be predicted. Logits are dropped chunk by chunk: those of all probes for all rows
+    would be the largest thing in memory.
+    """
     weights_km = torch.cat([p.weights_cm for p in probes]) / scale
     intercept_k = torch.cat([p.intercept_c for p in probes])
-    parts: list[Tensor] = []
+    width = len(probes[0].intercept_c)
+    others = np.setdiff1d(np.arange(width), scored)
+    parts: list[list[RowScores]] = [[row_scores(np.empty((0, width)), labels[:0])] for _ in probes]
+    broken = [0] * len(probes)
+    at = 0
     for chunk in codes.chunks(rows):
         dense = chunk.dense() if isinstance(chunk, SparseRows) else chunk
-        parts.append((_for_probes(dense) @ weights_km.T + intercept_k).cpu())
-    width = len(probes[0].intercept_c)
-    logits_nk = torch.cat(parts).numpy() if parts else np.empty((0, len(intercept_k)), dtype=np.float32)
-    others = np.setdiff1d(np.arange(width), scored)
-    for p in range(len(probes)):
-        logits_nc = logits_nk[:, p * width : (p + 1) * width]
-        logits_nc[:, others] = -np.inf
-        yield logits_nc
+        logits_nk = (_for_probes(dense) @ weights_km.T + intercept_k).cpu().numpy()
+        true = labels[at : at + len(logits_nk)]
+        at += len(true)
+        for p in range(len(probes)):
+            logits_nc = logits_nk[:, p * width : (p + 1) * width]
+            logits_nc[:, others] = -np.inf
+            bad = np.isnan(logits_nc).any(axis=1)
+            broken[p] += int(bad.sum())
+            parts[p].append(row_scores(np.where(bad[:, None], 0, logits_nc), true))
+    return [(_joined(some), bad) for some, bad in zip(parts, broken, strict=True)]
+
+
+def _joined(parts: list[RowScores]) -> Predictions:
+    return Predictions(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(RowScores)})
 
 
 def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, report: dict[str, float]) -> Row:
@@ -217,22 +229,15 @@ def _protocol(trial: Trial, size: int) -> str:
     return trial.protocol.replace("/onthefly/", f"/{corruption_table(size)}.onthefly/") + f"/{size}"
 
 
-def _scored(row: Row, trial: Trial, logits_nc: NDArray[np.float32], labels: Ints) -> Score:
+def _scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels: Ints) -> Score:
     if not len(labels):
         return Score(row.model_copy(update={"status": "empty", "error": "no test row was scored"}), trial, None)
-    if np.isnan(logits_nc).any():
-        bad = int(np.isnan(logits_nc).any(axis=1).sum())
-        error = f"{bad} of {len(labels)} test rows have scores that are not numbers"
+    if broken:
+        error = f"{broken} of {len(labels)} test rows have scores that are not numbers"
         return Score(row.model_copy(update={"status": "nan", "error": error}), trial, None)
-    rows = row_scores(logits_nc, labels)
-    return Score(
-        row.model_copy(
-            update={
-                "rows": len(labels),
-                "accuracy": float((rows.prediction == labels).mean()),
-                "log_loss": float(rows.log_loss.mean(dtype=np.float64)),
-            }
-        ),
-        trial,
-        Predictions(**vars(rows)),
-    )
+    outcome = {
+        "rows": len(labels),
+        "accuracy": float((predictions.prediction == labels).mean()),
+        "log_loss": float(predictions.log_loss.mean(dtype=np.float64)),
+    }
+    return Score(row.model_copy(update=outcome), trial, predictions)
