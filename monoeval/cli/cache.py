@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from monoeval.cli import options as o
@@ -25,10 +26,13 @@ def ls(as_json: o.AsJson = False) -> None:
         return
     table = Table("kind", "key", "what it is", "size", "used", box=None, pad_edge=False)
     for entry in found:
-        table.add_row(entry.kind, entry.key, entry.what, decimal(entry.bytes), f"{entry.used:%Y-%m-%d %H:%M}")
+        table.add_row(
+            entry.kind, entry.key, escape(entry.what), decimal(entry.bytes), f"{entry.used:%Y-%m-%d %H:%M}"
+        )
     if found:
         out.print(table)
-    out.print(f"{cache_dir()}: {len(found)} entries, {decimal(sum(e.bytes for e in found))}", soft_wrap=True)
+    out.print(f"{cache_dir()}: {len(found)} entries, {decimal(sum(e.bytes for e in found))}",
+              markup=False, soft_wrap=True)  # fmt: skip
 
 
 @app.command()

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from monoeval import progress
 
@@ -36,7 +37,7 @@ class _Bars:
         outermost = self._display is None
         if self._display is None:
             self._display = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}"),
@@ -59,9 +60,14 @@ class _Bars:
                 self._display = None
 
 
+def say(kind: str, message: str) -> None:
+    """Print a sentence to stderr. Its brackets are those of a path or of somebody's code, never markup."""
+    err.print(Text.assemble((f"{kind}:", "red" if kind == "error" else "yellow"), " ", message), soft_wrap=True)
+
+
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(f"[yellow]{record.levelname.lower()}:[/yellow]", record.getMessage(), soft_wrap=True)
+        say(record.levelname.lower(), record.getMessage())
 
 
 def install() -> None:

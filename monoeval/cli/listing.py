@@ -4,6 +4,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from monoeval.cli import options as o
@@ -27,7 +28,7 @@ def listing(
         return
     table = Table("name", "what it is", box=None, pad_edge=False)
     for name, text in entries.items():
-        table.add_row(name, text)
+        table.add_row(escape(name), escape(text))
     out.print(table)
     if kind == "models":
         out.print(

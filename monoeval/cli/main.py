@@ -57,7 +57,7 @@ def main() -> None:
     except MonoevalError as error:
         if debug:
             raise
-        console.err.print("[red]error:[/red]", str(error), soft_wrap=True, markup=True)
+        console.say("error", str(error))
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this
@@ -70,9 +70,6 @@ def main() -> None:
         if debug:
             raise
         text = str(error).splitlines()[0] if str(error) else ""
-        console.err.print(
-            f"[red]error:[/red] something unexpected happened ({type(error).__name__}: {text}): "
-            "run again with --debug to see where, and report it.",
-            soft_wrap=True,
-        )
+        happened = f"something unexpected happened ({type(error).__name__}: {text})"
+        console.say("error", f"{happened}: run again with --debug to see where, and report it.")
         sys.exit(1)

@@ -1,6 +1,6 @@
 """Options that several commands share, declared once."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,7 +33,7 @@ Weights = Annotated[str, typer.Option(help="pretrained, random, or a checkpoint 
 Layer = Annotated[str | None, typer.Option(help="Layer to read, by name or block index.")]
 Pool = Annotated[str | None, typer.Option(help="How tokens become one vector: token, avg, max.")]
 ImageSize = Annotated[int | None, typer.Option(min=8, help="Pixels a side, instead of the model's own.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Of the forward pass.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Out = Annotated[str, typer.Option(help="Folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

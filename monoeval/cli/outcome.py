@@ -5,8 +5,9 @@ from pathlib import Path
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from monoeval.cli.console import err, out
+from monoeval.cli.console import err, out, say
 from monoeval.suite.recipe import Recipe
 
 
@@ -17,12 +18,12 @@ def show_run(study: Recipe, *, out: str, device: str, fresh: bool, as_json: bool
     finished = run(study, out=out, device=device, fresh=fresh, debug=debug)
     show_report(finished.folder, as_json)
     if finished.failed:
-        kinds = sorted({f"{row.arm}: {row.error or row.status}" for row in finished.failed})
-        err.print(
-            f"[red]error:[/red] {len(finished.failed)} of {len(finished.rows)} scores failed.", soft_wrap=True
-        )
-        for line in kinds[:5]:
-            err.print("  " + line, markup=False, soft_wrap=True)
+        reasons: dict[str, list[str]] = {}
+        for row in finished.failed:
+            reasons.setdefault(row.error or row.status, []).append(row.arm)
+        say("error", f"{len(finished.failed)} of {len(finished.rows)} scores failed.")
+        for reason, arms in list(reasons.items())[:5]:
+            err.print(f"  {', '.join(dict.fromkeys(arms))}: {reason}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -52,7 +53,8 @@ def show_plan(study: Recipe, folder: str, as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(expected))
         return
-    table = Table(title=f"What would be done in {expected['folder']}", title_justify="left", show_header=False)
+    title = Text(f"What would be done in {expected['folder']}")
+    table = Table(title=title, title_justify="left", show_header=False)
     for name, value in expected.items():
         if name != "folder":
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))

@@ -30,6 +30,7 @@ def pretrain(
     from monoeval.backbones.spec import PretrainSpec
     from monoeval.data.load import load_data
     from monoeval.errors import UsageError, unknown
+    from monoeval.files import cannot_write
 
     if objective not in ("simclr", "ncl"):
         raise unknown("objective", objective, ("simclr", "ncl"))
@@ -47,8 +48,12 @@ def pretrain(
     if out is not None:
         partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial)
-        partial.replace(out)
+        try:
+            shutil.copytree(folder, partial)
+            partial.replace(out)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise cannot_write(out, error) from error
         folder = out
     if as_json:
         stdout.print_json((folder / "backbone.json").read_text())

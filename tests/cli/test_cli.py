@@ -159,3 +159,9 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "MONOEVAL_CACHE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_brackets_in_names_are_not_markup(tmp_path: Path) -> None:
+    done = monoeval("suite", "--data", "./photos [bold] [/x]", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "photos [bold] [/x]" in done.stderr
