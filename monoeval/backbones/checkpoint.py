@@ -1,6 +1,7 @@
 """Local checkpoints: tensors only (safetensors, or torch's weights_only), and every key accounted for."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -44,7 +45,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of old or foreign pickles; what matters is raised
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"There is no checkpoint {path}: --weights is pretrained, random, or a file.") from error
     except pickle.UnpicklingError as error:

@@ -1,13 +1,12 @@
 """What a backbone's name means, and whether its weights can be had: answered before torch is imported."""
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from monoeval import hub
+from monoeval import bundles, hub
 from monoeval.backbones.aliases import ALIASES
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.backbones.tables import open_clip_tags, package, quick_gelu, timm_names
@@ -177,12 +176,11 @@ def _checkpoint(spec: BackboneSpec) -> str:
 def _folder_key(folder: Path) -> str:
     """The key of a pretrained folder: its weights, and what of its description decides features."""
     try:
-        about = json.loads((folder / "backbone.json").read_text(encoding="utf-8"))
-        weights = file_key(folder / "backbone.safetensors")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a whole pretrained backbone ({error}): pretrain it again.") from error
+        about = bundles.describe(folder, "backbone")
+    except bundles.Damaged as error:
+        raise UsageError(f"{folder} is not a whole pretrained backbone: pretrain it again.") from error
     fields = ("network", "width", "image_size", "non_negative", "mean", "std")
-    return key([weights, {name: about.get(name) for name in fields}])
+    return key([about["tensors"], {name: about.get(name) for name in fields}])
 
 
 def _hub_patterns(resolved: Resolved) -> list[str]:

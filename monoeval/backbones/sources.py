@@ -162,7 +162,7 @@ def _factory(resolved: Resolved, spec: BackboneSpec) -> Network:
         loaded.loader.exec_module(code)
         make = getattr(code, resolved.attribute, None)
         module = make() if callable(make) else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end this run in silence
         raise MonoevalError(
             f"{resolved.path}:{resolved.attribute} failed: {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -224,5 +224,5 @@ def _is_download(error: BaseException | None) -> bool:
     return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]

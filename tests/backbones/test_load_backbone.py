@@ -30,6 +30,9 @@ def number():
 
 def fails():
     raise RuntimeError("out of paint")
+
+def leaves():
+    raise SystemExit(3)
 """
 
 
@@ -155,6 +158,8 @@ def test_factory(tmp_path):
         load(f"{tmp_path / 'mine.py'}:number")
     with pytest.raises(MonoevalError, match="out of paint"):
         load(f"{tmp_path / 'mine.py'}:fails")
+    with pytest.raises(MonoevalError, match="SystemExit"):
+        load(f"{tmp_path / 'mine.py'}:leaves")
 
 
 def test_pretrained_folder(tmp_path):
@@ -181,6 +186,10 @@ def test_pretrained_folder(tmp_path):
     assert identity(specs[0]) == identity(specs[1])
     with pytest.raises(UsageError, match="backbone or projector"):
         load(str(tmp_path / "one"), layer="3")
+    for file, content in (("backbone.json", "[1]"), ("backbone.safetensors", "")):
+        (tmp_path / "two" / file).write_text(content)
+        with pytest.raises(UsageError, match="not a whole pretrained backbone"):
+            identity(specs[1])
 
 
 def test_open_clip_image_tower():
