@@ -23,11 +23,15 @@ class Damaged(MonoevalError):
 
 def write(folder: Path, stem: str, tensors: Mapping[str, "Tensor"], about: Mapping[str, object]) -> None:
     """Write both files; raises MonoevalError where the disk refuses."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(folder / f"{stem}.safetensors") as path:
-        save_file(whole, path)
+        try:
+            save_file(whole, path)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
         checksum = file_key(path)
     with atomic(folder / f"{stem}.json") as path:
         path.write_text(json.dumps({**about, "tensors": checksum}, indent=1) + "\n", encoding="utf-8")

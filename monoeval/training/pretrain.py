@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,9 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
     if len(images) < 2:
         raise UsageError(f"Pretraining needs at least two images, and {images.name} has {len(images)}.")
     folder = pretrained_folder(spec, images.fingerprint, seed)
+    with suppress(bundles.Damaged):  # absent, or to be made again; a read-only cache has no lock to give
+        bundles.describe(folder, STEM)
+        return folder
     with locked(folder):
         if folder.exists():
             try:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from monoeval import bundles
+from monoeval.files import CannotWriteError
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -26,3 +27,15 @@ def test_damage_is_noticed(tmp_path, file, harm):
         )
     with pytest.raises(bundles.Damaged, match="thing folder"):
         bundles.read(tmp_path, "thing")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CannotWriteError, match="No space left"):
+        bundles.write(tmp_path, "thing", {"a": torch.ones(3)}, {})
+    assert not list(tmp_path.iterdir())
