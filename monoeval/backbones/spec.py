@@ -1,6 +1,8 @@
 """The contract of the backbone room: how a recipe names a backbone."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from monoeval.spec import Spec
 
@@ -10,15 +12,16 @@ class PretrainSpec(Spec):
 
     objective: Literal["simclr", "ncl"]
     network: str = "tiny"
-    epochs: int = 25
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    temperature: float = 0.2
-    width: int = 128
+    epochs: Annotated[int, Field(ge=0)] = 25
+    """0 leaves the network as it was drawn."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    width: Annotated[int, Field(ge=1)] = 128
     """Width of the features and of the projector's output."""
-    image_size: int = 16
-    crop: float = 0.4
+    image_size: Annotated[int, Field(ge=8)] = 16
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.4
     """The smallest share of an image's area that a random view keeps."""
     flip: bool = False
     """Mirror half of the views; wrong for digits and letters."""

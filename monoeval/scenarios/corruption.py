@@ -26,8 +26,10 @@ class Corruption(Spec):
     """
 
     name: Literal["corruption"] = "corruption"
-    kinds: tuple[Annotated[str, AfterValidator(_known)], ...] = tuple(c for c in CORRUPTIONS if c not in EXTRAS)
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    kinds: Annotated[tuple[Annotated[str, AfterValidator(_known)], ...], Field(min_length=1)] = tuple(
+        c for c in CORRUPTIONS if c not in EXTRAS
+    )
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (1, 2, 3, 4, 5)
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:  # noqa: ARG002 (images are drawn once)
         for kind in self.kinds:

@@ -1,6 +1,7 @@
 """The ledger: one JSON line a score, written last, beside the per-row predictions it summarises."""
 
 import json
+import logging
 import os
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from monoeval.files import atomic, cannot_write
 from monoeval.spec import Spec
 
 SCHEMA = 1
+
+log = logging.getLogger("monoeval")
 
 
 class Row(Spec):
@@ -123,9 +126,18 @@ class Ledger:
         return read_rows(self.folder)
 
     def keep(self, places: Container[tuple[str, str]]) -> None:
-        """Drop rows of (arm, key) not in `places`: their data, weights or libraries have changed since."""
+        """Drop rows of (arm, key) not in `places`: their data, weights or libraries have changed since.
+
+        Rows whose sidecars were deleted or cut short go too, with what is left of those: they are made again.
+        """
         rows = self.rows()
-        kept = [row for row in rows if (row.arm, row.key) in places]
+        planned = [row for row in rows if (row.arm, row.key) in places]
+        broken = {path for row in planned for path in sidecars(row) if not readable(self.folder / path)}
+        if broken:
+            log.warning("%s is missing or damaged: its scores are made again.", self.folder / min(broken))
+        for path in broken:
+            (self.folder / path).unlink(missing_ok=True)
+        kept = [row for row in planned if broken.isdisjoint(sidecars(row))]
         if len(kept) < len(rows):
             with atomic(self.path) as temporary:
                 temporary.write_text("".join(row.model_dump_json() + "\n" for row in kept), encoding="utf-8")
@@ -160,17 +172,31 @@ class Ledger:
             raise cannot_write(self.path, error) from error
 
 
+def sidecars(row: Row) -> tuple[str, ...]:
+    """The files of a run folder that a row speaks of; none where nothing was scored."""
+    return (f"tests/{row.test}.parquet", str(row.predictions)) if row.predictions else ()
+
+
+def readable(path: Path) -> bool:
+    """Whether a sidecar is there and whole to its end, where parquet keeps what is needed to read it."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
 def read_rows(folder: Path) -> list[Row]:
     """The rows of a run: the last line of a score counts, and a half-written last line is dropped."""
     path = folder / "results.jsonl"
     if not path.exists():
         return []
     latest: dict[tuple[str, str], Row] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise ValueError("not an object")
             if fields.get("schema_version") != SCHEMA:
                 raise MonoevalError(
                     f"{path}, line {number} has schema {fields.get('schema_version')}, and this version reads "

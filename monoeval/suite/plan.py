@@ -1,5 +1,6 @@
 """From a recipe to the scores that are to be made, each with its key. No torch, no images decoded."""
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
 
+log = logging.getLogger("monoeval")
 SCHEMA = 1
 """Raised whenever equal specifications would give other scores than before."""
 
@@ -168,7 +170,12 @@ def described(group: Group, position: int) -> dict[str, Any]:
 def check(trial: Trial) -> None:
     """Resolve what a trial needs, so that a study that cannot be finished never starts."""
     fitted_rows(trial.fit, load(trial.data))
-    shared_classes(trial)
+    shared = shared_classes(trial)
+    if trial.test.shared_with is not None and trial.test.data != trial.data:
+        source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
+        for here, there in ((trial.data, source), (trial.test.data, target)):
+            if alone := [name for name in there if name not in shared]:
+                log.warning("Classes of %s alone are not scored under ood: %s.", here.name, _some(alone))
 
 
 def fitted_rows(fit: Fit, data: Data) -> tuple[Ints, Ints, Ints | None]:
@@ -192,10 +199,11 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
     tested = set(test_images(trial.test).class_names) & set(load(trial.test.shared_with).test.class_names)
     shared = tuple(name for name in names if name in tested)
     if len(shared) < 2:
-        others = [n for n in test_images(trial.test).class_names if n not in names] or sorted(tested)
+        target = trial.test.shared_with if trial.test.data == trial.data else trial.test.data
         raise UsageError(
-            f"{trial.data.name} and {trial.test.data.name} share {len(shared)} of {len(names)} classes by name "
-            f"(source: {_some(names)}; target: {_some(others)}): rename the target's classes to match."
+            f"{trial.data.name} and {target.name} share {len(shared)} of {len(names)} classes by name "
+            f"(source: {_some(names)}; target: {_some(load(target).test.class_names)}): rename the target's "
+            "classes to match."
         )
     return shared
 

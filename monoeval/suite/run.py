@@ -16,7 +16,7 @@ from monoeval.backbones.resolve import check_available, resolve
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
-from monoeval.suite.ledger import Ledger, Row, read_rows
+from monoeval.suite.ledger import Ledger, Row, read_rows, readable, sidecars
 from monoeval.suite.plan import Group, Plan, described, make_plan, test_images, tested_rows
 from monoeval.suite.recipe import Recipe, load_recipe
 
@@ -177,10 +177,10 @@ def _import_siblings(plan: Plan, ledger: Ledger) -> None:
 
 
 def _copy_sidecars(row: Row, source: Path, target: Path) -> bool:
-    for relative in (f"tests/{row.test}.parquet", str(row.predictions)):
+    for relative in sidecars(row):
         if (target / relative).exists():
             continue
-        if not (source / relative).exists():
+        if not readable(source / relative):
             return False
         with atomic(target / relative) as temporary:
             shutil.copyfile(source / relative, temporary)

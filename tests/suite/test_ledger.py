@@ -50,11 +50,12 @@ def test_a_second_writer_is_told_so(tmp_path: Path) -> None:
         pass
 
 
-def test_damage_in_the_middle_names_the_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"{nonsense", b"[1]", b"\xff\r\x00"])
+def test_damage_in_the_middle_names_the_line(tmp_path: Path, damage: bytes) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.append([row("x"), row("y")])
     lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.write_bytes(b"{nonsense\n" + lines[1])
+    ledger.path.write_bytes(damage + b"\n" + lines[1])
     with pytest.raises(MonoevalError, match="line 1"):
         read_rows(tmp_path)
 
@@ -75,3 +76,24 @@ def test_sidecars_hold_what_statistics_need(tmp_path: Path) -> None:
     assert table["row"] == [0, 1]
     assert table["prediction"] == [1, 0]
     assert table["energy"] == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("file", ["tests/t.parquet", "predictions/x.parquet"])
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_rows_without_their_sidecars_are_made_again(tmp_path: Path, file: str, harm: str) -> None:
+    made = Predictions(*(np.zeros(2, kind) for kind in (np.int32, np.float32, np.float32, np.float32)))
+    lines = [row("x", test="t", predictions="predictions/x.parquet"), row("y", status="failed", error="no")]
+    with Ledger(tmp_path) as ledger:
+        ledger.add_test("t", ["one", "two"], np.array([1, 0]), None)
+        ledger.add_predictions(lines[0], made)
+        ledger.append(lines)
+        ledger.keep({("a", "x"), ("a", "y")})
+        assert len(ledger.rows()) == 2
+        path = tmp_path / file
+        content = path.read_bytes()
+        path.unlink()
+        if harm == "cut":
+            path.write_bytes(content[:-20])
+        ledger.keep({("a", "x"), ("a", "y")})
+        assert [r.key for r in ledger.rows()] == ["y"]
+        assert not path.exists()

@@ -59,6 +59,11 @@ def test_two_settings_of_one_method_are_two_arms() -> None:
         ("scenarios: [clean]\n", "line 1", "models"),
         ("arms: [{name: a, backbone: b}]\nbackbones: {}\nscenarios: [clean]\n", "line 1", "'b'"),
         ("data: [digits\n", "line 2", "YAML"),
+        ("models: [resnet18]\nprobe:\n  l2: []\nscenarios: [clean]\n", "line 3", "at least 1"),
+        ("models: [resnet18]\nprobe:\n  folds: 0\nscenarios: [clean]\n", "line 3", "2"),
+        ("models: [resnet18]\nscenarios: [{name: few-shot, shots: []}]\n", "line 2", "at least 1"),
+        ("name: ../up\nmodels: [resnet18]\nscenarios: [clean]\n", "line 1", "name"),
+        ("backbones: {a: {pretrain: {objective: ncl, width: -3}}}\nscenarios: [clean]\n", "line 1", "width"),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence_with_the_line(tmp_path: Path, text: str, line: str, hint: str) -> None:

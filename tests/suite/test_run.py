@@ -15,6 +15,8 @@ import pytest
 import monoeval
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.suite.ledger import Row, read_rows
+from monoeval.suite.plan import make_plan
+from monoeval.suite.recipe import load_recipe
 from monoeval.suite.run import run
 
 TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}
@@ -277,3 +279,55 @@ def test_scores_do_not_depend_on_where_the_data_lies(tmp_path: Path) -> None:
     first = run(recipes[0], out=tmp_path / "runs")
     assert run(recipes[1], out=tmp_path / "runs").made == 0
     assert first.made == len(first.rows)
+
+
+def test_classes_of_one_domain_alone_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for domain, classes in (
+        ("here", ("cat", "dog", "eel")),
+        ("there", ("cat", "dog", "fox")),
+        ("far", ("a", "b")),
+    ):
+        for name in classes:
+            (tmp_path / domain / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / domain / name / f"{i}.png").write_bytes(bytes([i]))  # a plan decodes nothing
+
+    def plan(target: str) -> None:
+        ood = {"name": "ood", "target": str(tmp_path / target)}
+        make_plan(load_recipe({**RECIPE, "seeds": 1, "data": str(tmp_path / "here"), "scenarios": [ood]}))
+
+    plan("there")
+    assert "here alone are not scored under ood: eel." in caplog.text
+    assert "there alone are not scored under ood: fox." in caplog.text
+    with pytest.raises(UsageError, match=r"far share 0 of 3 .*\(source: cat, dog, eel; target: a, b\)"):
+        plan("far")
+
+
+def test_a_whole_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+    few = {**RECIPE, "seeds": 1, "scenarios": ["clean"]}
+    made = monoeval.run(few, out=tmp_path / "one")
+    for lock in (tmp_path / "cache").rglob("*.lock"):
+        lock.unlink()
+        lock.mkdir()  # what cannot be opened; a superuser may write anywhere
+    assert comparable(monoeval.run(few, out=tmp_path / "two")) == comparable(made)
+
+
+def test_a_forecast_counts_what_a_run_makes(
+    undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from monoeval.suite.forecast import forecast
+    from monoeval.suite.recipe import load_recipe
+
+    folder, rows = undisturbed
+    before = forecast(load_recipe(RECIPE), tmp_path / "runs")
+    assert before["scores to make"] == len(rows)
+    assert before["backbones to pretrain"] == 2
+    # for each of two seeds 100 training rows, and 100 test rows: clean, with noise, and printed
+    assert before["images to extract"] == 2 * (100 + 3 * 100)
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+    cached = forecast(load_recipe(RECIPE), tmp_path / "runs")
+    assert (cached["images to extract"], cached["images in the cache"]) == (0, 800)
+    after = forecast(load_recipe(RECIPE), folder / "runs")
+    assert (after["scores to make"], after["scores there already"]) == (0, len(rows))
