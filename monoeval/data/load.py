@@ -83,7 +83,7 @@ def _found(spec: DataSpec) -> Data:
 def _splits(spec: DataSpec) -> tuple[str, Splits]:
     try:
         path = Path(spec.name).expanduser()
-        is_folder = spec.name.startswith((".", "/", "~")) or path.exists()
+        is_folder = spec.name.startswith((".", "/", "~")) or (spec.name != "" and path.exists())
     except (OSError, RuntimeError, ValueError) as error:  # no permission, no such user, no such name
         raise UsageError(f"The data {spec.name!r} cannot be read ({error}): check the path.") from error
     if is_folder:

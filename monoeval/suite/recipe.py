@@ -1,6 +1,7 @@
 """Recipes: what a study compares, on which data, under which scenarios. Reading one never imports torch."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
@@ -206,6 +207,15 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; YAML 1.1 takes it for text unless there is a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
     """Read a recipe by name, by path, or from its fields.
 
@@ -215,6 +225,8 @@ def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
         return source
     if isinstance(source, dict):
         return _parse(source, "the recipe", None)
+    if not isinstance(source, str | Path):
+        raise UsageError(f"A recipe is a name, a file, or a dict of its fields, not {type(source).__name__}.")
     path = Path(source).expanduser()
     if not path.is_file():
         if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
@@ -227,7 +239,7 @@ def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
         path = known[str(source)]
     try:
         text = path.read_text(encoding="utf-8")
-        fields, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        fields, node = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Could not read the recipe {path} ({error}).") from error
     except yaml.YAMLError as error:
@@ -256,7 +268,11 @@ def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recip
             raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
         if error["type"] == "union_tag_invalid":
             raise UsageError(f"{where}: {unknown('scenario', str(error['ctx']['tag']), SCENARIOS)}") from invalid
-        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "union_tag_not_found":
+            raise UsageError(f"{where}: a scenario needs a name, one of {', '.join(SCENARIOS)}.") from invalid
+        message = (
+            error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace(" after validation", "")
+        )
         raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
 
 

@@ -347,6 +347,7 @@ def test_unknown_names() -> None:
     refused("digit", "did you mean 'digits'")
     refused("zzzzzzzz", "monoeval list data")
     refused("a/b/c", "no data set named")
+    refused("", "no data set named")
     assert {"digits", "digits-printed", "cifar10", "cifar100"} <= set(DATASETS)
     assert set(load.ALIASES) <= set(DATASETS)
 

@@ -59,6 +59,8 @@ def test_two_settings_of_one_method_are_two_arms() -> None:
         ("scenarios: [clean]\n", "line 1", "models"),
         ("arms: [{name: a, backbone: b}]\nbackbones: {}\nscenarios: [clean]\n", "line 1", "'b'"),
         ("data: [digits\n", "line 2", "YAML"),
+        ("models: resnet18\nscenarios: [clean]\n", "line 1", "valid list"),
+        ("models: [resnet18]\nscenarios: [{rates: [0.5]}]\n", "line 2", "needs a name, one of"),
         ("models: [resnet18]\nprobe:\n  l2: []\nscenarios: [clean]\n", "line 3", "at least 1"),
         ("models: [resnet18]\nprobe:\n  folds: 0\nscenarios: [clean]\n", "line 3", "2"),
         ("models: [resnet18]\nscenarios: [{name: few-shot, shots: []}]\n", "line 2", "at least 1"),
@@ -79,6 +81,8 @@ def test_a_wrong_recipe_is_one_sentence_with_the_line(tmp_path: Path, text: str,
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="'quickstart'"):
         load_recipe("quikstart")
+    with pytest.raises(UsageError, match="not int"):
+        load_recipe(5)  # type: ignore[arg-type]
 
 
 def test_with_models_nothing_is_pretrained() -> None:
@@ -108,3 +112,13 @@ def test_the_note_does_not_name_the_run_but_the_content_does() -> None:
     one, other = (Recipe.model_validate({**SMALL, "note": note}) for note in ("a", "b"))
     assert one.key() == other.key()
     assert one.key() != Recipe.model_validate({**SMALL, "seeds": 4}).key()
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    text = (
+        "models: [resnet18]\nmethods: [{method: sae, params: {learning_rate: 1e-3}}]\nscenarios: [clean]\n"
+        "probe: {l2: [1E-4, 1e+2]}\n"
+    )
+    recipe = load_recipe(write(tmp_path, text)).resolved()
+    assert recipe.probe.l2 == (1e-4, 1e2)
+    assert any(arm.params.get("learning_rate") == 1e-3 for arm in recipe.arms)
