@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +43,6 @@ def fit_cached(
         return adapter.fit(features, rows, seed=0, device=device)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
     folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, adapter_identity(spec), seed])
-    with suppress(bundles.Damaged):  # absent, or to be made again; a read-only cache has no lock to give
-        return load(folder, device)
     found = _held(folder, device)  # before the lock, which a read-only cache does not give
     if found is not None:
         return found

@@ -17,7 +17,7 @@ app = typer.Typer(help="Features, adapters and pretrained backbones kept between
 @app.command("ls")
 def ls(as_json: o.AsJson = False) -> None:
     """List what is kept, and where."""
-    from monoeval.backbones.cache import entries
+    from monoeval.cache import entries
     from monoeval.files import cache_dir
 
     found = entries()
@@ -38,7 +38,7 @@ def ls(as_json: o.AsJson = False) -> None:
 @app.command()
 def verify() -> None:
     """Recompute every checksum; damaged parts are removed, and made again when next needed."""
-    from monoeval.backbones.cache import verify as check
+    from monoeval.cache import verify as check
 
     problems = check()
     for problem in problems:
@@ -51,10 +51,21 @@ def verify() -> None:
 @app.command()
 def clear(
     kind: Annotated[
-        str | None, typer.Argument(help="features, adapters, backbones or pretrained; all by default.")
+        str | None, typer.Argument(help="A kind of entry, as `cache ls` shows it; all by default.")
+    ] = None,
+    max_cache: Annotated[
+        float | None, typer.Option(help="Keep this many gigabytes: what was used longest ago goes first.")
     ] = None,
 ) -> None:
-    """Delete what is kept; runs and reports stay."""
-    from monoeval.backbones.cache import clear as delete
+    """Delete what is kept, or only what was used longest ago; runs and reports stay."""
+    from monoeval.cache import clear as delete
+    from monoeval.cache import trim
+    from monoeval.errors import UsageError
 
-    out.print(f"{decimal(delete(kind))} freed.")
+    if max_cache is None:
+        freed = delete(kind)
+    elif kind is not None or max_cache < 0:
+        raise UsageError("--max-cache is a number of gigabytes for the whole cache: give it without a kind.")
+    else:
+        freed = trim(int(max_cache * 1e9))
+    out.print(f"{decimal(freed)} freed.")

@@ -36,7 +36,7 @@ def _device() -> dict[str, str]:
 
 
 def _cache() -> str:
-    from monoeval.backbones.cache import entries
+    from monoeval.cache import entries
     from monoeval.files import cache_dir
 
     folder = cache_dir()

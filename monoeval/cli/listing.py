@@ -40,9 +40,9 @@ def listing(
 
 def _entries(kind: str) -> dict[str, str]:
     if kind == "models":
-        from monoeval.backbones.aliases import ALIASES
+        from monoeval.backbones.aliases import describe
 
-        return dict(ALIASES)
+        return describe()
     if kind == "methods":
         from monoeval.adapters.registry import METHODS
 

@@ -1,6 +1,5 @@
 """The `monoeval` command: its subcommands, and how errors leave it."""
 
-import os
 import sys
 from typing import Annotated
 
@@ -9,8 +8,6 @@ import typer
 from monoeval import __version__
 from monoeval.cli import cache, console, doctor, listing, pretrain, probe, report, suite
 from monoeval.errors import MonoevalError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Evaluate the robustness of vision backbones, with and without monosemantic adapters.",
@@ -46,11 +43,8 @@ app.command()(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 
-def main() -> None:
-    """Run the command line. Exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    debug = "--debug" in sys.argv
-    # Threads that spin while they wait make probes ten times slower where others use the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def run(debug: bool) -> None:
+    """Run the command that was typed; what goes wrong is one sentence, or a traceback where `debug`."""
     console.install()
     try:
         app(prog_name="monoeval")
@@ -59,10 +53,6 @@ def main() -> None:
             raise
         console.say("error", str(error))
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this
-            console.err.print("Stopped. What was finished is kept: the same command goes on from there.")
-        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -39,7 +39,7 @@ def show_report(folder: Path, as_json: bool) -> None:
         return
     from monoeval.report.terminal import render
 
-    for part in render(summary):
+    for part in render(summary, out.width):
         out.print(part)
     out.print(f"\nReport: {folder / 'report.html'}  ·  Markdown: {folder / 'report.md'}  ·  "
               f"Scores: {folder / 'results.jsonl'}", markup=False, soft_wrap=True)  # fmt: skip

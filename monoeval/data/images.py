@@ -29,8 +29,9 @@ class DataSpec(Spec):
 
     @property
     def label(self) -> str:
-        """The name without the folders that lead to it."""
-        return PurePath(self.name).name or self.name
+        """The name without the folders that lead to it, and the split where one was chosen."""
+        split = self.test_split or self.train_split
+        return (PurePath(self.name).name or self.name) + (f":{split}" if split else "")
 
 
 def named_data(value: object) -> object:

@@ -9,17 +9,20 @@ from rich.text import Text
 from monoeval.report import wording
 from monoeval.report.model import Comparison, Summary, Table
 
-_WIDTH = 66  # characters for a table's columns, beside the arms' names
+_NAMES = 34  # characters for the arms' names
 _STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
 
 
-def render(summary: Summary) -> list[RenderableType]:
-    """One table a scenario, its paired differences and verdicts, then the adapters and the notes."""
+def render(summary: Summary, width: int = 100) -> list[RenderableType]:
+    """One table a scenario, its paired differences and verdicts, then the adapters and the notes.
+
+    A terminal narrower than 100 columns shows fewer of them: names and differences stay whole.
+    """
     parts: list[RenderableType] = [Text(f"{summary.name}: {wording.about(summary)}", style="bold")]
     if summary.note:
         parts.append(Text(summary.note.strip()))
     for table in summary.tables:
-        parts += [Text(), *_scenario(table)]
+        parts += [Text(), *_scenario(table, width)]
     if summary.adapters:
         headings, lines = wording.adapter_table(summary)
         grid = _grid(headings[0])
@@ -33,7 +36,7 @@ def render(summary: Summary) -> list[RenderableType]:
 
 def _grid(first: str) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    grid.add_column(first, overflow="fold", max_width=32)
+    grid.add_column(first, overflow="fold", max_width=32, min_width=8)
     return grid
 
 
@@ -46,9 +49,9 @@ def _hanging(mark: str, text: str | Text, style: str = "dim") -> Grid:
     return line
 
 
-def _scenario(table: Table) -> list[RenderableType]:
+def _scenario(table: Table, width: int) -> list[RenderableType]:
     footnotes = wording.Footnotes()
-    columns = _telling(table)
+    columns = _telling(table, width - _NAMES)
     grid = _grid("arm")
     for i in columns:
         column = table.columns[i]
@@ -61,20 +64,20 @@ def _scenario(table: Table) -> list[RenderableType]:
         parts.append(Text(f"The hardest columns are shown; {hidden} more are in report.md.", style="dim"))
     if table.comparisons:
         parts.append(Text(f"Paired differences in points: {table.primary_label}", style="bold"))
-        parts.append(_differences(table, footnotes))
+        parts.append(_differences(table, footnotes, width))
     parts += [_hanging(mark, text) for mark, text in footnotes]
     parts += [Padding(_verdict(c), (0, 0)) for c in table.comparisons if c.is_claim]
     return parts
 
 
-def _telling(table: Table) -> list[int]:
+def _telling(table: Table, room: int) -> list[int]:
     """Which columns fit: the first, the primary one, and the hardest of the rest."""
     everything = list(range(len(table.columns)))
 
     def width(columns: list[int]) -> int:
         return sum(max(11, len(wording.heading(table.columns[i]))) + 2 for i in columns)
 
-    if width(everything) <= _WIDTH:
+    if width(everything) <= room:
         return everything
 
     def difficulty(i: int) -> float:
@@ -84,29 +87,29 @@ def _telling(table: Table) -> list[int]:
     rest = [i for i in everything[1:] if i != table.primary and not table.columns[i].negative_control]
     chosen = list({0: None, table.primary: None})
     for i in sorted(rest, key=difficulty):
-        if width([*chosen, i]) > _WIDTH:
+        if width([*chosen, i]) > room:
             break
         chosen.append(i)
     return sorted(chosen)
 
 
-def _differences(table: Table, footnotes: wording.Footnotes) -> Grid:
+def _differences(table: Table, footnotes: wording.Footnotes, width: int) -> Grid:
     grid = _grid("arm")
-    grid.add_column("against", overflow="fold", max_width=32)
-    for heading in ("difference [95 %]", "p", "adjusted", "could see"):
+    grid.add_column("against", overflow="fold", max_width=32, min_width=8)
+    shown = 4 if width >= 90 else 2 if width >= 70 else 1
+    for heading in ("difference [95 %]", "p", "adjusted", "could see")[:shown]:
         grid.add_column(heading, justify="right", no_wrap=True)
     for comparison in table.comparisons:
         for number, (against, found, adjusted) in enumerate(wording.differences(comparison)):
             interval = found.primary.interval
-            grid.add_row(
-                Text("" if number else comparison.arm),
-                Text(against),
+            figures = (
                 Text(wording.difference(found.primary, footnotes)),
                 wording.p_value(interval.p_value if interval else None),
                 wording.p_value(adjusted),
                 wording.smallest(interval),
-                style="" if comparison.is_claim else "dim",
             )
+            arm = Text("" if number else comparison.arm)
+            grid.add_row(arm, Text(against), *figures[:shown], style="" if comparison.is_claim else "dim")
     return grid
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,8 +83,11 @@ def run(
 
 def run_folder(recipe: Recipe, out: Path) -> Path:
     """`out/name-data-hash`: the same recipe always has the same folder."""
-    data = Path(recipe.data.name).name.replace(" ", "_") or "data"
-    return out / f"{recipe.name}-{data}-{recipe.key()[:6]}"
+    return out / f"{_file_name(recipe.name)}-{_file_name(recipe.data.label)}-{recipe.key()[:6]}"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def missing(plan: Plan, rows: Iterable[Row]) -> list[Group]:
@@ -119,7 +123,7 @@ def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str,
             test = test_images(made.trial.test)
             tested, labels = tested_rows(made.trial)
             content = key([test.fingerprint, tested.tolist(), labels.tolist()])
-            name = f"{made.trial.test.data.label}-{content[:8]}"
+            name = f"{_file_name(made.trial.test.data.label)}-{content[:8]}"
             groups = None if test.groups is None else test.groups[tested]
             ledger.add_test(name, test.ids[tested].tolist(), labels, groups)
             row = row.model_copy(update={"test": name, "predictions": f"predictions/{row.key}.parquet"})

@@ -10,10 +10,10 @@ import torch
 
 from monoeval.backbones import extract as extraction
 from monoeval.backbones import records
-from monoeval.backbones.cache import clear, entries, trim, verify
 from monoeval.backbones.extract import extract
 from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import BackboneSpec
+from monoeval.cache import clear, entries, trim, verify
 from monoeval.data.images import Transform
 from monoeval.data.transforms import add_noise, corrupt
 from monoeval.errors import MonoevalError, UsageError

@@ -16,7 +16,7 @@ def monoeval(
     *arguments: str, cwd: Path | None = None, code: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; `code` runs first."""
-    program = f"{code}\nfrom monoeval.cli.main import main\nmain()"
+    program = f"{code}\nfrom monoeval.__main__ import main\nmain()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={**ENVIRONMENT, "MONOEVAL_CACHE": os.environ["MONOEVAL_CACHE"], **variables},

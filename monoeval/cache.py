@@ -14,7 +14,7 @@ from monoeval.errors import unknown
 from monoeval.files import cache_dir, cannot_write
 from monoeval.keys import file_key
 
-KINDS = ("features", "adapters", "backbones", "pretrained")
+KINDS = ("features", "adapters", "backbones", "pretrained", "arrow", "fingerprints")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,12 @@ def _what(kind: str, paths: list[Path]) -> str:
         name = data.get("name") if isinstance(data, dict) else data
         if words:
             return " ".join(words) + (f" on {name}" if name else "")
-    return {"features": "features, not finished", "backbones": "what is known of a backbone"}.get(kind, "")
+    return {
+        "features": "features, not finished",
+        "backbones": "what is known of a backbone",
+        "arrow": "a parquet file's images, unpacked",
+        "fingerprints": "checksums of a data folder's files",
+    }.get(kind, "")
 
 
 def _damaged(path: Path) -> bool:
