@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from monoeval.data.splits import folds
@@ -212,5 +213,6 @@ def test_errors_say_what_was_wrong():
         attempt(Problem(rows + 5, labels))
     with pytest.raises(UsageError, match="labels"):
         attempt(Problem(rows, labels, rows[:3]))
-    with pytest.raises(UsageError, match="positive"):
-        attempt(Problem(rows, labels), spec=ProbeSpec(l2=(0.0, 1.0)))
+    for wrong in ({"l2": (0.0, 1.0)}, {"l2": ()}, {"folds": 1}):
+        with pytest.raises(ValidationError):
+            ProbeSpec(**wrong)
