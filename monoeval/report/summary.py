@@ -13,6 +13,8 @@ from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Summary, Table
 from monoeval.report.scores import Scores, mean_measures
 
+ALPHA = 0.05
+
 
 def summarise(folder: Path) -> Summary:
     """Summarise the run in `folder`; nothing is written.
@@ -88,8 +90,11 @@ def _hoisted(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _finished(comparison: Comparison, adjusted_p: float | None, said: Sequence[str]) -> Comparison:
     """With its adjusted p, and without the notes that are said once for all."""
-    notes = tuple(note for note in comparison.notes if note not in said)
-    return replace(comparison, adjusted_p=adjusted_p, notes=notes)
+    notes = [note for note in comparison.notes if note not in said]
+    interval = comparison.baseline.primary.interval
+    if interval is not None and adjusted_p is not None and interval.p_value <= ALPHA < adjusted_p:
+        notes.append(f"not after adjustment for all verdicts of this report: p = {adjusted_p:.2f}")
+    return replace(comparison, adjusted_p=adjusted_p, notes=tuple(notes))
 
 
 def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Sequence[str]) -> list[str]:

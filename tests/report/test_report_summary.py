@@ -249,6 +249,8 @@ def test_adjusted_p_is_holm_over_the_claims(full_study: RunFolder) -> None:
         worst = max(worst, min(1.0, (len(raw) - rank) * raw[place]))
         expected[place] = worst
     assert_allclose([c.adjusted_p for c in claims], expected)
+    for claimed, p, adjusted in zip(claims, raw, expected, strict=True):
+        assert any("not after adjustment" in note for note in claimed.notes) == (p <= 0.05 < adjusted)
 
 
 def test_what_holds_for_all_is_said_once(full_study: RunFolder) -> None:
