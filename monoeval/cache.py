@@ -103,6 +103,8 @@ def _what(kind: str, paths: list[Path]) -> str:
             continue
         if not isinstance(about, dict):
             continue
+        if isinstance(about.get("spec"), dict):
+            about = {**about["spec"], **about}
         if isinstance(about.get("what"), str):
             return str(about["what"])
         words = [str(about[name]) for name in ("method", "network", "objective") if name in about]

@@ -117,6 +117,11 @@ def check_available(spec: BackboneSpec) -> None:
     if resolved.kind == "factory" or (spec.weights != "pretrained" and "hf-hub:" not in resolved.name):
         return
     if not any(map(_on_disk, _hub_patterns(resolved))) and not _in_torch_hub(resolved) and not hub.reachable():
+        if spec.weights != "pretrained":
+            raise MonoevalError(
+                f"What {resolved.name} looks like is described on the hub, which does not answer: connect once, "
+                "or name a timm model, which needs no description."
+            )
         raise no_weights(resolved)
 
 

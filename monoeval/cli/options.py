@@ -6,9 +6,7 @@ import typer
 
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
-from monoeval.errors import UsageError, unknown
-
-PRECISIONS = ("auto", "fp32", "bf16")
+from monoeval.errors import UsageError
 
 Model = Annotated[
     list[str] | None,
@@ -47,6 +45,11 @@ def split_commas(values: list[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
+def short(model: str) -> str:
+    """A model's name as part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rstrip("/").split("/")[-1])
+
+
 def backbone_specs(
     models: list[str], weights: str, layer: str | None, pool: str | None, image_size: int | None, precision: str
 ) -> list[BackboneSpec]:
@@ -56,8 +59,6 @@ def backbone_specs(
     idle = [name for name, value in shared.items() if value != plain[name]]
     if idle and not models:
         raise UsageError(f"--{idle[0].replace('_', '-')} speaks of a model: name it with --model.")
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
     return [BackboneSpec.model_validate({"model": model, **shared}) for model in models]
 
 
@@ -66,6 +67,10 @@ def data_spec(
 ) -> DataSpec | None:
     """The specification of `--data`, or None where it was not given."""
     if name is None:
+        given = {"--image-column": image_column, "--label-column": label_column, "--split": splits}
+        idle = next((option for option, value in given.items() if value), None)
+        if idle:
+            raise UsageError(f"{idle} speaks of a data set: name it with --data.")
         return None
     names = split_commas(splits)
     return DataSpec(

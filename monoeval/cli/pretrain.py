@@ -13,7 +13,7 @@ from monoeval.cli.console import out as stdout
 
 def pretrain(
     objective: Annotated[str, typer.Option(help="simclr or ncl.")] = "simclr",
-    model: Annotated[str, typer.Option(help="The network to train.")] = "tiny",
+    model: Annotated[str, typer.Option(help="The network to train: tiny.")] = "tiny",
     data: o.DataName = "digits",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -2,7 +2,6 @@
 
 from monoeval.cli import options as o
 from monoeval.cli.outcome import show_plan, show_run
-from monoeval.cli.suite import _short
 
 
 def probe(
@@ -37,7 +36,7 @@ def probe(
     spec = o.data_spec(data, image_column, label_column, split)
     assert spec is not None
     study = Recipe(
-        name="+".join(_short(m) for m in models),
+        name="+".join(o.short(m) for m in models),
         data=spec.model_copy(update={"limit": limit}),
         seeds=seeds or 1,
         models=tuple(o.backbone_specs(models, weights, layer, pool, image_size, precision)),

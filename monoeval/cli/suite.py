@@ -46,7 +46,7 @@ def suite(
     models = o.split_commas(model)
     study = changed(
         load_recipe(recipe),
-        name="+".join(_short(m) for m in models) if models else None,
+        name="+".join(o.short(m) for m in models) if models else None,
         models=o.backbone_specs(models, weights, layer, pool, image_size, precision),
         methods=[AdapterSpec(method=name) for name in o.split_commas(method)],
         data=o.data_spec(data, image_column, label_column, split),
@@ -59,8 +59,3 @@ def suite(
         show_plan(study, out, as_json)
         return
     show_run(study, out=out, device=device, fresh=fresh, as_json=as_json, debug=debug)
-
-
-def _short(model: str) -> str:
-    """A model's name as part of a folder's name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rstrip("/").split("/")[-1])

@@ -61,7 +61,8 @@ def _scenario(table: Table, width: int) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(f"{table.title}: accuracy, %", style="bold"), grid]
     hidden = len(table.columns) - len(columns)
     if hidden:
-        parts.append(Text(f"The hardest columns are shown; {hidden} more are in report.md.", style="dim"))
+        rest = "1 more is" if hidden == 1 else f"{hidden} more are"
+        parts.append(Text(f"The hardest columns are shown; {rest} in report.md.", style="dim"))
     if table.comparisons:
         parts.append(Text(f"Paired differences in points: {table.primary_label}", style="bold"))
         parts.append(_differences(table, footnotes, width))

@@ -99,7 +99,8 @@ def about(summary: Summary) -> str:
     ok = sum(row.status == "ok" for row in summary.rows)
     seeds = f"{summary.units} seed{'s' if summary.units != 1 else ''}"
     failed = f", {len(summary.rows) - ok} without a result" if ok < len(summary.rows) else ""
-    return f"{len(summary.arms)} arms, {seeds}, {ok} scores{failed}"
+    arms = f"{len(summary.arms)} arm{'s' if len(summary.arms) != 1 else ''}"
+    return f"{arms}, {seeds}, {ok} scores{failed}"
 
 
 def lead(table: Table) -> str:

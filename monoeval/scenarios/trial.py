@@ -50,7 +50,7 @@ class TestSet(Spec):
 class Trial(Spec):
     """One score to be made: `fit` on the training rows of `data`, scored on `test`.
 
-    The seed columns are None where nothing is drawn, so equal work has one key whatever seed asked for it.
+    `draw` is None where nothing is drawn, so equal work has one key whatever seed asked for it.
     """
 
     scenario: str

@@ -6,7 +6,7 @@ from typing import Any
 from monoeval.backbones import records
 from monoeval.keys import key
 from monoeval.suite.ledger import read_rows
-from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images
+from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images, tested_rows
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.run import missing, run_folder
 from monoeval.training.keys import pretrained_folder
@@ -17,7 +17,7 @@ BYTES_A_VALUE = 2  # features are kept in half precision
 def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Counts of what is to be made, and of what is there already, by name.
 
-    The time is that of equal work in the runs under `out`; where there is none, it says so.
+    The time is guessed from like scores in the runs under `out`; where there are none, it says so.
     """
     plan = make_plan(recipe)
     folder = run_folder(plan.recipe, out)
@@ -79,16 +79,18 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
 
 
 def _time(groups: list[Group], rows: list[Any], taken_over: set[str]) -> str:
-    """Seconds of equal work so far: the mean time of a score of the same model and method."""
-    spent: dict[tuple[str, str], list[float]] = {}
+    """A rough guess: the mean time of scores of the same arm, scenario and number of test rows."""
+    spent: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
         if row.status == "ok":
-            spent.setdefault((row.arm, row.method), []).append(row.seconds)
+            spent.setdefault((row.arm, row.method, row.scenario, row.rows), []).append(row.seconds)
     seconds = 0.0
     for group in groups:
-        times = spent.get((group.arm.name, group.arm.method))
-        count = sum(k not in taken_over for k in group.keys)
-        if not times and count:
-            return "unknown: nothing like it was run under this folder yet"
-        seconds += count * sum(times or [0]) / len(times or [0])
+        for trial, k in zip(group.trials, group.keys, strict=True):
+            if k in taken_over:
+                continue
+            like = (group.arm.name, group.arm.method, trial.scenario, len(tested_rows(trial)[0]))
+            if like not in spent:
+                return "unknown: nothing like it was run under this folder yet"
+            seconds += sum(spent[like]) / len(spent[like])
     return f"about {seconds / 60:.1f} minutes" if seconds >= 90 else f"about {seconds:.0f} seconds"

@@ -152,6 +152,10 @@ def changed(
         fields["arms"] = _with_methods(recipe, tuple(methods))
     fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
     fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
+    if data is not None:
+        fields["note"] = None  # it spoke of the recipe's own data
+    if target is not None and "ood" not in [s.name for s in fields["scenarios"]]:
+        raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if seeds is not None:
         fields["seeds"] = seeds
     return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)

@@ -56,10 +56,9 @@ def run(
     plan = make_plan(load_recipe(recipe))
     folder = run_folder(plan.recipe, Path(out))
     todo = missing(plan, read_rows(folder)) if not fresh else list(plan.groups)
-    if todo:
-        for backbone in {g.arm.backbone: g.backbone for g in todo}.values():
-            if backbone.pretrain is None:
-                check_available(backbone)
+    for backbone in {g.arm.backbone: g.backbone for g in todo}.values():
+        if backbone.pretrain is None:
+            check_available(backbone)
     with Ledger(folder) as ledger:
         if fresh:
             _start_anew(folder)
