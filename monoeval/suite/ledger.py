@@ -118,9 +118,11 @@ class Ledger:
         """A kill can cut the last line short; what it described is made again."""
         if not self.path.exists():
             return
-        with self.path.open("rb+") as stream:
-            whole = stream.read().rfind(b"\n") + 1
-            stream.truncate(whole)
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):  # else the file keeps its time, by which a report is told to be current
+            with self.path.open("rb+") as stream:
+                stream.truncate(whole)
 
     def rows(self) -> list[Row]:
         return read_rows(self.folder)

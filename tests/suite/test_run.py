@@ -95,9 +95,12 @@ def test_realised_noise_is_the_floor_of_the_rate(undisturbed: tuple[Path, list[R
 
 def test_running_again_makes_nothing_and_gives_the_same_rows(undisturbed: tuple[Path, list[Row]]) -> None:
     folder, rows = undisturbed
+    report = next((folder / "runs").iterdir()) / "report.html"
+    written = report.stat().st_mtime_ns
     again = run(RECIPE, out=folder / "runs")
     assert again.made == 0
     assert again.rows == rows
+    assert report.stat().st_mtime_ns == written
 
 
 def test_more_arms_and_seeds_take_over_what_is_there(
