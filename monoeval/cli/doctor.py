@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from importlib.util import find_spec
 
 from rich.filesize import decimal
 
@@ -24,8 +23,6 @@ def doctor(as_json: o.AsJson = False) -> None:
 
 
 def _device() -> dict[str, str]:
-    if find_spec("torch") is None:
-        return {"device": "torch is not installed"}
     import torch
 
     from monoeval.backbones.load import choose_device
