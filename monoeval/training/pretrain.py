@@ -38,8 +38,8 @@ def pretrain(spec: PretrainSpec, images: ImageSet, *, seed: int, device: torch.d
     epoch is left out. Raises MonoevalError where the loss is not finite, UsageError where there are fewer than
     two images.
 
-    What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe reaches
-    97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
+    What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe
+    reaches 97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
     """
     if len(images) < 2:
         raise UsageError(f"Pretraining needs at least two images, and {images.name} has {len(images)}.")
