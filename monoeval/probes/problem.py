@@ -1,9 +1,13 @@
 """The contract of the probe room: what is fitted, and what comes out."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from monoeval.adapters.base import SparseRows
 from monoeval.data.images import Ints
 
 
@@ -19,13 +23,38 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class FittedProbe:
-    """A linear classifier on codes: logits = codes · weights ᵀ + intercept (any scaling is folded in)."""
+class Choice:
+    """What selection found for one problem, for the ledger."""
 
-    weights_cm: Tensor  # [C, M] float32
-    intercept_c: Tensor  # [C] float32; -inf for classes without a training row
-    l2: float
-    validation_loss: float
-    at_edge: bool
-    """The chosen L2 is the grid's last value even after extending it."""
-    converged: bool
+    l2: float | None = None
+    validation_loss: float = float("nan")
+    at_edge: bool = False
+    """The chosen value is the last of a grid that could not be extended further."""
+    converged: bool = True
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What else is known of the fit, for example the certified relative gap or the number of neighbours."""
+
+
+class Probes(ABC):
+    """The fitted probes of one call, in the order of their problems."""
+
+    choices: Sequence[Choice]
+
+    @abstractmethod
+    def logits(self, codes_nm: Tensor | SparseRows, members: Sequence[int]) -> Tensor:
+        """Logits float32 [n, len(members), C] of codes as the adapter gave them; -inf for unseen classes."""
+
+
+@dataclass(frozen=True)
+class LinearProbes(Probes):
+    """Linear classifiers: logits = codes · weightsᵀ + intercept, any scaling folded in."""
+
+    weights_pcm: Tensor  # [P, C, M] float32
+    intercept_pc: Tensor  # [P, C] float32; -inf for classes without a training row
+    choices: Sequence[Choice]
+
+    def logits(self, codes_nm: Tensor | SparseRows, members: Sequence[int]) -> Tensor:
+        chosen = torch.as_tensor(members, device=self.weights_pcm.device)
+        weights, intercept = self.weights_pcm[chosen].flatten(0, 1), self.intercept_pc[chosen].flatten()
+        codes = codes_nm.dense() if isinstance(codes_nm, SparseRows) else codes_nm
+        return torch.addmm(intercept, codes.to(weights.device), weights.T).view(len(codes), len(members), -1)

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monoeval.data.images import Ints
-from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.batch import Batch, batches
 from monoeval.probes.logistic import solve
-from monoeval.probes.problem import FittedProbe, Problem
-from monoeval.probes.spec import ProbeSpec
+from monoeval.probes.problem import Choice, Problem
+from monoeval.probes.spec import Gradient
 from monoeval.progress import bar
 
 LOWEST, HIGHEST = 1e-9, 1e3
@@ -30,68 +29,30 @@ PATH_TOLERANCE = 2e-6
 """Validation losses need fewer digits than the probe that is kept."""
 
 
-def fit_probes(
-    codes_nm: Tensor, problems: Sequence[Problem], n_classes: int, spec: ProbeSpec
-) -> list[FittedProbe]:
-    """Fit one probe a problem on shared float32 codes [N, M], already divided by the arm's scale.
+@dataclass(frozen=True)
+class Selected:
+    """One tuned and fitted classifier on the codes as they were given."""
+
+    weights_cm: Tensor  # [C, M] float32
+    intercept_c: Tensor  # [C] float32; -inf for classes without a training row
+    choice: Choice
+
+
+def fit_selected(codes_nm: Tensor, problems: Sequence[Problem], n_classes: int, spec: Gradient) -> list[Selected]:
+    """Tune and fit one classifier a problem on shared float32 codes [N, M].
 
     Problems with `validation_rows` are tuned on those and fitted on `rows` alone, so that k shots mean k; the
     others are tuned by `spec.folds` folds (a held-out fifth from 5,000 rows on) and fitted again on all their
     rows. A grid of one value is taken as it is, with a validation loss of NaN. The path ends early for a
     problem whose loss was worse than the best by more than a standard error at two values in a row. Validation
     rows of a class that the fold's training rows lack are left out, the same rows at every λ.
-
-    Raises MonoevalError for codes that are not finite, UsageError for problems that cannot be fitted.
     """
-    _check(codes_nm, problems, n_classes)
-    fitted: dict[int, FittedProbe] = {}
+    fitted: dict[int, Selected] = {}
     with bar("Fitting probes", len(problems), "probe") as advance:
         for batch in batches(codes_nm, problems, spec.folds):
             fitted.update(_Path(batch, n_classes, spec).fit())
             advance(len(batch.members))
     return [fitted[i] for i in range(len(problems))]
-
-
-def predict(probe: FittedProbe, codes_nm: Tensor) -> Tensor:
-    """Logits [n, C] of codes [n, M]; -inf for a class that had no training row."""
-    return torch.addmm(probe.intercept_c, codes_nm, probe.weights_cm.T)
-
-
-def _check(codes_nm: Tensor, problems: Sequence[Problem], n_classes: int) -> None:
-    broken = int((~torch.isfinite(codes_nm)).any(1).sum())
-    if broken:
-        raise MonoevalError(
-            f"{broken} of {len(codes_nm)} rows of codes hold NaN or infinite numbers, so no probe can be fitted: "
-            "extract the features again in fp32, or leave this method out."
-        )
-    for problem in problems:
-        if len(problem.rows) == 0:
-            raise UsageError("A probe was asked for without a single training row: raise --limit or the shots.")
-        _check_labels(problem.rows, problem.labels, len(codes_nm), n_classes, "training")
-        if len(np.unique(problem.labels)) < 2:
-            raise UsageError(
-                f"All {len(problem.rows)} training rows of a probe are of class {problem.labels[0]}, and a probe "
-                "needs two classes: raise --limit, or check the label column."
-            )
-        if problem.validation_rows is not None:
-            labels = problem.validation_labels
-            if labels is None or len(problem.validation_rows) == 0:
-                raise UsageError("A probe's validation rows need at least one row, and labels: raise the shots.")
-            _check_labels(problem.validation_rows, labels, len(codes_nm), n_classes, "validation")
-
-
-def _check_labels(rows: Ints, labels: Ints, n: int, n_classes: int, kind: str) -> None:
-    if len(rows) != len(labels):
-        raise UsageError(f"A probe has {len(rows)} {kind} rows but {len(labels)} labels: give one label a row.")
-    if rows.min() < 0 or rows.max() >= n:
-        raise UsageError(
-            f"A probe's {kind} rows run from {rows.min()} to {rows.max()}, outside the {n} rows of codes."
-        )
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise UsageError(
-            f"A probe's {kind} labels run from {labels.min()} to {labels.max()}, outside 0 to {n_classes - 1}: "
-            "check the label column."
-        )
 
 
 @dataclass
@@ -145,7 +106,7 @@ class _Tuning:
 class _Path:
     """The λ path of one batch."""
 
-    def __init__(self, batch: Batch, n_classes: int, spec: ProbeSpec) -> None:
+    def __init__(self, batch: Batch, n_classes: int, spec: Gradient) -> None:
         self.batch, self.n_classes = batch, n_classes
         self.grid = sorted({float(l2) for l2 in spec.l2}, reverse=True)
         self.tunings = [_Tuning(spec.rule) for _ in batch.members]
@@ -153,7 +114,7 @@ class _Path:
         self.classifiers: list[dict[float, tuple[Tensor, Tensor]]] = [{} for _ in batch.members]
         self.start: tuple[Tensor, Tensor] | None = None  # of all folds, from the λ before
 
-    def fit(self) -> dict[int, FittedProbe]:
+    def fit(self) -> dict[int, Selected]:
         """The probes by the index of their problem."""
         batch, tuned = self.batch, len(self.grid) > 1
         start = None
@@ -174,13 +135,15 @@ class _Path:
         weights, intercepts = solution.weights_gpcm.flatten(0, 1), solution.intercept_gpc.flatten(0, 1)
         converged = solution.converged_gp.flatten().tolist()
         return {
-            index: FittedProbe(
-                weights_cm=weights[i].clone(),
-                intercept_c=intercepts[i].clone(),
-                l2=chosen[i],
-                validation_loss=tuning.mean(chosen[i]) if tuned else float("nan"),
-                at_edge=tuned and chosen[i] in (min(tuning.losses), max(tuning.losses)),
-                converged=converged[i],
+            index: Selected(
+                weights[i].clone(),
+                intercepts[i].clone(),
+                Choice(
+                    l2=chosen[i],
+                    validation_loss=tuning.mean(chosen[i]) if tuned else float("nan"),
+                    at_edge=tuned and chosen[i] in (min(tuning.losses), max(tuning.losses)),
+                    converged=converged[i],
+                ),
             )
             for i, (index, tuning) in enumerate(zip(batch.members, self.tunings, strict=True))
         }

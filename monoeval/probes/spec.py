@@ -1,32 +1,22 @@
-"""How a recipe asks for a probe."""
+"""How a recipe asks for a probe: one class a kind, told apart by `kind`. No torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from monoeval.spec import Spec
 
+Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Grid = Annotated[tuple[Penalty, ...], Field(min_length=1)]
 
-class ProbeSpec(Spec):
-    """A probe and the grid its L2 is chosen from, the same for every arm."""
 
-    kind: Literal["logistic"] = "logistic"
-    l2: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
-        1e-5,
-        3e-5,
-        1e-4,
-        3e-4,
-        1e-3,
-        3e-3,
-        1e-2,
-        3e-2,
-        1e-1,
-        3e-1,
-        1.0,
-    )
+class Tuned(Spec):
+    """A linear probe whose L2 is chosen on validation rows, by one rule for every arm."""
+
+    l2: Grid = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
     """Log-spaced; extended while the best value is at an edge."""
     rule: Literal["min", "one-se"] = "min"
-    """`min` takes the smallest validation log-loss; `one-se` the largest L2 within one standard error of it.
+    """`min` takes the smallest validation loss; `one-se` the largest L2 within one standard error of it.
 
     `one-se` is not the default: where labels are so noisy that no L2 differs from the best by a standard error, it
     prefers the probe that predicts one class always. On the quickstart's CL features at 80 % label noise, with
@@ -35,3 +25,105 @@ class ProbeSpec(Spec):
     """
     folds: Annotated[int, Field(ge=2)] = 5
     """Cross-validation folds where there are fewer than 5,000 training rows; above, a fifth is held out."""
+
+
+class Gradient(Tuned):
+    """What is fitted by descent; `balanced` weighs each row by the inverse frequency of its class."""
+
+    balanced: bool = False
+
+
+class Logistic(Gradient):
+    """Multinomial logistic regression."""
+
+    kind: Literal["logistic"] = "logistic"
+
+
+class LabelSmoothing(Gradient):
+    """Logistic regression towards (1 - s)·one-hot + s/C (Szegedy et al. 2016)."""
+
+    kind: Literal["label-smoothing"] = "label-smoothing"
+    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class GCE(Gradient):
+    """Generalised cross-entropy (1 - p^q)/q, between cross-entropy and absolute error (Zhang and Sabuncu 2018)."""
+
+    kind: Literal["gce"] = "gce"
+    q: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+
+class SCE(Gradient):
+    """Symmetric cross-entropy α·CE + β·reverse CE, log 0 taken as -4 (Wang et al. 2019)."""
+
+    kind: Literal["sce"] = "sce"
+    alpha: Annotated[float, Field(ge=0)] = 6.0
+    beta: Annotated[float, Field(ge=0)] = 0.1
+
+
+class Ridge(Tuned):
+    """Least squares on one-hot labels, in closed form."""
+
+    kind: Literal["ridge"] = "ridge"
+
+
+class NearestMean(Spec):
+    """The class with the nearest mean."""
+
+    kind: Literal["ncm"] = "ncm"
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
+class KNN(Spec):
+    """Votes of the k most similar training rows, weighted by exp(cosine / temperature) (Wu et al. 2018)."""
+
+    kind: Literal["knn"] = "knn"
+    neighbours: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (5, 10, 20, 50, 100, 200)
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
+class _Paper(Spec):
+    """The paper's linear probe: minibatches, a fixed number of epochs, nothing tuned for an arm."""
+
+    optimiser: Literal["lars", "sgd"] = "lars"
+    rate: Annotated[float, Field(gt=0)] = 0.4
+    epochs: Annotated[int, Field(ge=1)] = 50
+    batch: Annotated[int, Field(ge=1)] = 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class PaperCached(_Paper):
+    """The paper's probe on features of the images as they are: another protocol than the paper's."""
+
+    kind: Literal["paper-cached"] = "paper-cached"
+
+
+class Paper(_Paper):
+    """The paper's probe on features of freshly cropped and flipped images in every epoch."""
+
+    kind: Literal["paper"] = "paper"
+    views: Annotated[int, Field(ge=1)] | None = None
+    """Augmented views that are extracted, used in turns; None: one an epoch."""
+
+
+PROBES: dict[str, type[Spec]] = {
+    get_args(kind.model_fields["kind"].annotation)[0]: kind
+    for kind in (Logistic, LabelSmoothing, GCE, SCE, Ridge, NearestMean, KNN, PaperCached, Paper)
+}
+
+
+def _named(value: object) -> object:
+    """Accept a bare kind, and settings without one as those of the logistic probe."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return {"kind": "logistic", **value} if isinstance(value, dict) else value
+
+
+ProbeSpec = Annotated[
+    Logistic | LabelSmoothing | GCE | SCE | Ridge | NearestMean | KNN | PaperCached | Paper,
+    Field(discriminator="kind"),
+    BeforeValidator(_named),
+]
+"""Any probe, as a field of another specification."""

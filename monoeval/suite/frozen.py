@@ -11,10 +11,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from monoeval.adapters.base import Codes, SparseRows
+from monoeval.adapters.base import Codes
 from monoeval.adapters.store import fit_cached
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
@@ -23,11 +21,11 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table
-from monoeval.errors import MonoevalError
 from monoeval.keys import key
 from monoeval.metrics.scores import RowScores, row_scores
-from monoeval.probes.problem import FittedProbe, Problem
-from monoeval.probes.select import fit_probes
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.fit import fit_probes
+from monoeval.probes.problem import Choice, Probes, Problem
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
 from monoeval.suite.plan import (
@@ -60,12 +58,11 @@ def score(group: Group, device: str) -> list[Score]:
     features = extract(backbone, identity_key, train, [None])[0]
     adapter = fit_cached(group.arm.adapter, features, None, seed=group.adapter_seed, device=backbone.device)
     codes = Codes(features, adapter, backbone.device)
-    scale = _scale(codes)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    probes = fit_probes(_for_probes(codes.dense()).div_(scale), problems, len(train.class_names), group.probe)
-    probe_of = dict(zip(fits, probes, strict=True))
+    probes = fit_probes(TrainingCodes.of(codes), problems, len(train.class_names), group.probe)
+    probe_of = {fit: position for position, fit in enumerate(fits)}
 
     by_test: dict[str, list[int]] = defaultdict(list)
     for position, trial in enumerate(group.trials):
@@ -77,9 +74,9 @@ def score(group: Group, device: str) -> list[Score]:
         rows, labels = tested_rows(first)
         test_codes = Codes(tests[_features_of(first)], adapter, backbone.device)
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
-        outcomes = _predict(test_codes, rows, labels, some, scale, scored_classes(first))
+        outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
-            row = _row(group, position, backbone, probe, adapter.report())
+            row = _row(group, position, backbone, probes.choices[probe], adapter.report())
             done[position] = _scored(row, group.trials[position], predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
@@ -127,34 +124,6 @@ def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[
     return made
 
 
-def _for_probes(codes: Tensor) -> Tensor:
-    """Where probes are fitted: they need float64 sums, which MPS does not have."""
-    return codes.cpu() if codes.device.type == "mps" else codes
-
-
-def _scale(codes: Codes) -> float:
-    """Root-mean-square norm of the centred training codes, in float64: one L2 grid then fits every arm."""
-    total = _for_probes(torch.zeros(codes.width, device=codes.device)).double()
-    squares = total.new_zeros(())
-    for chunk in codes.chunks():
-        if isinstance(chunk, SparseRows):
-            values = _for_probes(chunk.values).double()
-            total.scatter_add_(0, _for_probes(chunk.indices).flatten(), values.flatten())
-        else:
-            values = _for_probes(chunk).double()
-            total += values.sum(0)
-        squares += values.square().sum()
-    n = len(codes)
-    variance = float(squares / n - (total / n).square().sum())
-    if not np.isfinite(variance):
-        raise MonoevalError(f"The codes of {codes.adapter.method} are not finite: check the backbone's features.")
-    if variance <= 1e-12 * float(squares / n):
-        raise MonoevalError(
-            f"The codes of {codes.adapter.method} are the same for every image: nothing can be learned from them."
-        )
-    return float(np.sqrt(variance))
-
-
 def _problem(trial: Trial) -> Problem:
     train = load(trial.data).train
     rows, labels, validation = fitted_rows(trial.fit, load(trial.data))
@@ -168,39 +137,36 @@ def _problem(trial: Trial) -> Problem:
 
 
 def _predict(
-    codes: Codes, rows: Ints, labels: Ints, probes: Sequence[FittedProbe], scale: float, scored: Ints
+    codes: Codes, rows: Ints, labels: Ints, probes: Probes, members: Sequence[int], scored: Ints
 ) -> list[tuple[Predictions, int]]:
-    """The predictions [n] of each probe, and how many rows have scores that are not numbers.
+    """The predictions [n] of some of the probes, and how many rows have scores that are not numbers.
 
     Only the classes `scored` can be predicted. Logits are dropped chunk by chunk: those of all probes for all rows
     would be the largest thing in memory.
     """
-    weights_km = torch.cat([p.weights_cm for p in probes]) / scale
-    intercept_k = torch.cat([p.intercept_c for p in probes])
-    width = len(probes[0].intercept_c)
-    others = np.setdiff1d(np.arange(width), scored)
-    parts: list[list[RowScores]] = [[row_scores(np.empty((0, width)), labels[:0])] for _ in probes]
-    broken = [0] * len(probes)
+    parts: list[list[RowScores]] = [[] for _ in members]
+    broken = [0] * len(members)
     at = 0
     for chunk in codes.chunks(rows):
-        dense = chunk.dense() if isinstance(chunk, SparseRows) else chunk
-        logits_nk = (_for_probes(dense) @ weights_km.T + intercept_k).cpu().numpy()
-        true = labels[at : at + len(logits_nk)]
+        logits_npc = probes.logits(chunk, members).cpu().numpy()
+        true = labels[at : at + len(logits_npc)]
         at += len(true)
-        for p in range(len(probes)):
-            logits_nc = logits_nk[:, p * width : (p + 1) * width]
+        others = np.setdiff1d(np.arange(logits_npc.shape[2]), scored)
+        for p in range(len(members)):
+            logits_nc = logits_npc[:, p]
             logits_nc[:, others] = -np.inf
             bad = np.isnan(logits_nc).any(axis=1)
             broken[p] += int(bad.sum())
             parts[p].append(row_scores(np.where(bad[:, None], 0, logits_nc), true))
-    return [(_joined(some), bad) for some, bad in zip(parts, broken, strict=True)]
+    empty = [row_scores(np.empty((0, 2)), labels[:0])]
+    return [(_joined(some or empty), bad) for some, bad in zip(parts, broken, strict=True)]
 
 
 def _joined(parts: list[RowScores]) -> Predictions:
     return Predictions(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(RowScores)})
 
 
-def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, report: dict[str, float]) -> Row:
+def _row(group: Group, position: int, backbone: Backbone, probe: Choice, report: dict[str, float]) -> Row:
     trial = group.trials[position]
     train = load(trial.data).train
     noise, rate = trial.fit.labels, None
@@ -219,6 +185,7 @@ def _row(group: Group, position: int, backbone: Backbone, probe: FittedProbe, re
         l2=probe.l2,
         l2_at_edge=probe.at_edge,
         converged=probe.converged,
+        probe=dict(probe.measures),
         adapter=report,
     )
 

@@ -74,6 +74,8 @@ class Row(Spec):
     l2_at_edge: bool = False
     """The chosen L2 is the last of a grid that could not be extended further."""
     converged: bool = True
+    probe: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """What else is known of the probe's fit, for example the certified gap to the optimum."""
     adapter: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     """Measures of the adapter's fit."""
     seconds: float = 0.0

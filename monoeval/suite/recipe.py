@@ -15,7 +15,7 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
 from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
-from monoeval.probes.spec import ProbeSpec
+from monoeval.probes.spec import Logistic, ProbeSpec
 from monoeval.scenarios import SCENARIOS, AnyScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
 from monoeval.spec import Spec
@@ -61,7 +61,7 @@ class Recipe(Spec):
     methods: tuple[Annotated[AdapterSpec, _named("method")], ...] = ()
     backbones: dict[str, BackboneSpec] = {}  # noqa: RUF012 (pydantic copies defaults)
     arms: tuple[Arm, ...] = ()
-    probe: ProbeSpec = ProbeSpec()
+    probe: ProbeSpec = Logistic()
     scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -10,9 +10,33 @@ from sklearn.linear_model import LogisticRegression
 
 from monoeval.data.splits import folds
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.fit import fit_probes as fit_all
 from monoeval.probes.problem import Problem
-from monoeval.probes.select import _Tuning, fit_probes, predict
-from monoeval.probes.spec import ProbeSpec
+from monoeval.probes.select import _Tuning
+from monoeval.probes.spec import Logistic
+
+
+class Probe:
+    """One of the fitted probes, with what was chosen for it."""
+
+    def __init__(self, probes, i):
+        self.logits = lambda codes: probes.logits(codes, [i])[:, 0]
+        self.intercept_c = probes.intercept_pc[i]
+        self.choice = probes.choices[i]
+
+    def __getattr__(self, name):
+        return getattr(self.choice, name)
+
+
+def fit_probes(codes, problems, n_classes, spec):
+    probes = fit_all(TrainingCodes(codes), problems, n_classes, spec)
+    return [Probe(probes, i) for i in range(len(problems))]
+
+
+def predict(probe, codes):
+    return probe.logits(codes)
+
 
 DECADES = tuple(10.0**k for k in range(-6, 1))
 
@@ -65,7 +89,7 @@ def test_chooses_as_five_folds_of_scikit_learn_do(seed, rule):
     noisy = np.where(rng.random(len(labels)) < 0.5, rng.integers(0, 3, len(labels)), labels)
     rows = np.arange(len(labels))
     grid = [10.0**k for k in range(-6, 4)]
-    spec = ProbeSpec(l2=tuple(grid[:7]), rule=rule)
+    spec = Logistic(l2=tuple(grid[:7]), rule=rule)
     probes = fit_probes(codes, [Problem(rows, labels), Problem(rows, noisy)], 3, spec)
     for probe, truth in zip(probes, (labels, noisy), strict=True):
         losses = cross_validated(codes, truth, grid)
@@ -79,7 +103,7 @@ def test_chooses_as_five_folds_of_scikit_learn_do(seed, rule):
 
 def test_the_probe_is_fitted_again_on_all_rows():
     codes, labels = data()
-    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 3, ProbeSpec())[0]
+    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 3, Logistic())[0]
     theirs = sklearn_loss(codes.double().numpy(), labels, np.arange(len(labels)), np.arange(len(labels)), probe.l2)
     ours = torch.nn.functional.cross_entropy(predict(probe, codes), torch.from_numpy(labels))
     assert float(ours) == pytest.approx(theirs.mean(), rel=1e-3)
@@ -94,7 +118,7 @@ def test_shots_are_tuned_on_their_validation_rows_and_fitted_on_the_shots_alone(
         rows = np.concatenate([order[labels[order] == c][: n // 3] for c in range(3)])
         held = np.setdiff1d(order, rows)[:30]
         problems.append(Problem(rows, labels[rows], held, labels[held]))
-    probes = fit_probes(codes, problems, 3, ProbeSpec(l2=DECADES, rule="one-se"))
+    probes = fit_probes(codes, problems, 3, Logistic(l2=DECADES, rule="one-se"))
     for problem, probe in zip(problems, probes, strict=True):
         losses = {
             10.0**k: sklearn_loss(codes.double().numpy(), labels, problem.rows, problem.validation_rows, 10.0**k)
@@ -113,8 +137,8 @@ def test_a_probe_does_not_depend_on_the_others():
         Problem(np.arange(180), labels[:180]),
         Problem(np.arange(25), labels[:25]),
     ]
-    together = fit_probes(codes, [*many, few], 3, ProbeSpec())[3]
-    alone = fit_probes(codes, [few], 3, ProbeSpec())[0]
+    together = fit_probes(codes, [*many, few], 3, Logistic())[3]
+    alone = fit_probes(codes, [few], 3, Logistic())[0]
     assert together.l2 == alone.l2
     assert torch.allclose(predict(together, codes), predict(alone, codes), atol=0.02)
 
@@ -122,7 +146,7 @@ def test_a_probe_does_not_depend_on_the_others():
 def test_many_rows_hold_out_a_fifth(monkeypatch):
     monkeypatch.setattr("monoeval.probes.batch.MANY_ROWS", 100)
     codes, labels = data(200)
-    probe = fit_probes(codes, [Problem(np.arange(200), labels)], 3, ProbeSpec())[0]
+    probe = fit_probes(codes, [Problem(np.arange(200), labels)], 3, Logistic())[0]
     fold = folds(labels, 5, None, 0)
     train, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
     expected = sklearn_loss(codes.double().numpy(), labels, train, held, probe.l2).mean()
@@ -134,9 +158,7 @@ def test_the_grid_is_extended_both_ways():
     rng = np.random.default_rng(3)
     noise = rng.permutation(labels)
     rows = np.arange(len(labels))
-    easy, hopeless = fit_probes(
-        codes, [Problem(rows, labels), Problem(rows, noise)], 3, ProbeSpec(l2=(1e-2, 1e-1))
-    )
+    easy, hopeless = fit_probes(codes, [Problem(rows, labels), Problem(rows, noise)], 3, Logistic(l2=(1e-2, 1e-1)))
     assert easy.l2 < 1e-2
     assert hopeless.l2 > 1e-1
     assert hopeless.l2 <= 1e3
@@ -148,14 +170,14 @@ def test_a_choice_at_the_last_edge_is_reported(monkeypatch):
     rows = np.arange(150)
     for apart in (6.0, 0.0):
         codes, labels = data(apart=apart)
-        probe = fit_probes(codes, [Problem(rows, labels)], 3, ProbeSpec(l2=(1e-2, 1e-1)))[0]
+        probe = fit_probes(codes, [Problem(rows, labels)], 3, Logistic(l2=(1e-2, 1e-1)))[0]
         assert probe.at_edge
         assert probe.l2 == (0.01 if apart else 0.1)
 
 
 def test_one_value_is_taken_as_it_is():
     codes, labels = data()
-    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 3, ProbeSpec(l2=(0.03,)))[0]
+    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 3, Logistic(l2=(0.03,)))[0]
     assert probe.l2 == 0.03
     assert np.isnan(probe.validation_loss)
     assert not probe.at_edge
@@ -165,7 +187,7 @@ def test_one_value_is_taken_as_it_is():
 def test_classes_with_a_single_row_can_be_cross_validated(counts):
     labels = np.repeat(np.arange(3), counts)
     codes = data(len(labels))[0]
-    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 4, ProbeSpec())[0]
+    probe = fit_probes(codes, [Problem(np.arange(len(labels)), labels)], 4, Logistic())[0]
     assert probe.converged
     assert probe.intercept_c[:3].isfinite().all()
     assert (predict(probe, codes).argmax(1) < 3).all()
@@ -174,7 +196,7 @@ def test_classes_with_a_single_row_can_be_cross_validated(counts):
 def test_groups_stay_in_one_fold_and_widen_the_error():
     codes, labels = data(120)
     groups = np.arange(120) // 10
-    probe = fit_probes(codes, [Problem(np.arange(120), labels, groups=groups)], 3, ProbeSpec())[0]
+    probe = fit_probes(codes, [Problem(np.arange(120), labels, groups=groups)], 3, Logistic())[0]
     assert probe.converged
     tuning = _Tuning("one-se")
     gap = np.repeat([0.3, -0.2, 0.25, -0.1, 0.2, -0.2], 50)
@@ -196,7 +218,7 @@ def test_errors_say_what_was_wrong():
     codes, labels = data(30)
     rows = np.arange(30)
 
-    def attempt(problem, codes=codes, spec=ProbeSpec()):  # noqa: B008
+    def attempt(problem, codes=codes, spec=Logistic()):  # noqa: B008
         fit_probes(codes, [problem], 3, spec)
 
     broken = codes.clone()
@@ -215,4 +237,4 @@ def test_errors_say_what_was_wrong():
         attempt(Problem(rows, labels, rows[:3]))
     for wrong in ({"l2": (0.0, 1.0)}, {"l2": ()}, {"folds": 1}):
         with pytest.raises(ValidationError):
-            ProbeSpec(**wrong)
+            Logistic(**wrong)

@@ -188,7 +188,6 @@ def test_scores_that_are_not_numbers_are_marked(
     import monoeval.suite.frozen as frozen
 
     monkeypatch.setenv("MONOEVAL_CACHE", str(undisturbed[0] / "cache"))
-    monkeypatch.setattr(frozen, "_scale", lambda _: float("nan"))
     monkeypatch.setattr(frozen, "fit_probes", lambda codes, *rest: _nan_probes(codes, *rest))
     broken = run({**RECIPE, "scenarios": ["clean"], "seeds": 1}, out=tmp_path)
     assert {row.status for row in broken.rows} == {"nan"}
@@ -198,10 +197,10 @@ def test_scores_that_are_not_numbers_are_marked(
 def _nan_probes(codes: Any, problems: Any, n_classes: int, spec: Any) -> Any:  # noqa: ARG001
     import torch
 
-    from monoeval.probes.problem import FittedProbe
+    from monoeval.probes.problem import Choice, LinearProbes
 
-    weights = torch.full((n_classes, codes.shape[1]), float("nan"))
-    return [FittedProbe(weights, torch.zeros(n_classes), 1.0, 0.0, False, True) for _ in problems]
+    weights = torch.full((len(problems), n_classes, codes.width), float("nan"))
+    return LinearProbes(weights, torch.zeros(weights.shape[:2]), [Choice(l2=1.0) for _ in problems])
 
 
 def test_what_changes_the_features_changes_the_key() -> None:

@@ -1,0 +1,155 @@
+"""The training codes of one arm as probes read them: divided by one scale, held in memory where they fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from monoeval.adapters.base import Codes, SparseRows
+from monoeval.data.images import Ints
+from monoeval.errors import MonoevalError
+
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class TrainingCodes:
+    """Codes [N, M]: a float32 tensor, sparse rows, or a stream that is computed again whenever it is read.
+
+    What is read is divided by `scale`, so that one L2 grid means the same for every arm.
+    """
+
+    held: Tensor | SparseRows | Codes
+    scale: float = 1.0
+    name: str = "the adapter"
+    """Whose codes they are, for messages. Raises MonoevalError where codes that are held are not finite."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.held, Codes):
+            values = self.held.values if isinstance(self.held, SparseRows) else self.held
+            _refuse_broken([torch.isfinite(values).all(1)], self.name)
+
+    @classmethod
+    def of(cls, codes: Codes) -> "TrainingCodes":
+        """Hold `codes` where they fit into a third of the free memory, and stream them elsewhere.
+
+        The scale is the root-mean-square norm of the centred rows. Raises MonoevalError where it is not a positive
+        finite number.
+        """
+        first = next(codes.chunks(np.arange(min(1, len(codes)))))
+        row_bytes = 12 * first.values.shape[1] if isinstance(first, SparseRows) else 4 * codes.width
+        scale = _scale(codes)
+        if len(codes) * row_bytes > _free(codes.device) / 3:
+            return cls(codes, scale, codes.adapter.method)
+        parts = list(codes.chunks())
+        if isinstance(first, SparseRows):
+            sparse = [p for p in parts if isinstance(p, SparseRows)]
+            values = _where_probes_run(torch.cat([p.values for p in sparse]))
+            indices = _where_probes_run(torch.cat([p.indices for p in sparse]))
+            return cls(SparseRows(values, indices, codes.width), scale, codes.adapter.method)
+        dense = torch.cat([p for p in parts if isinstance(p, Tensor)])
+        return cls(_where_probes_run(dense), scale, codes.adapter.method)
+
+    @property
+    def sparse(self) -> bool:
+        if isinstance(self.held, Codes):
+            return isinstance(next(self.held.chunks(np.arange(1))), SparseRows)
+        return isinstance(self.held, SparseRows)
+
+    @property
+    def width(self) -> int:
+        return self.held.shape[1] if isinstance(self.held, Tensor) else self.held.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where probes are fitted."""
+        if isinstance(self.held, Codes):
+            return torch.device("cpu") if self.held.device.type == "mps" else self.held.device
+        return self.held.device if isinstance(self.held, Tensor) else self.held.values.device
+
+    def __len__(self) -> int:
+        return len(self.held.values) if isinstance(self.held, SparseRows) else len(self.held)
+
+    def chunks(self, size: int = CHUNK_ROWS) -> Iterator[tuple[slice, Tensor | SparseRows]]:
+        """All rows in order, at most `size` at a time, with their positions."""
+        if isinstance(self.held, Codes):
+            at = 0
+            for chunk in self.held.chunks(size=size):
+                n = len(chunk.values) if isinstance(chunk, SparseRows) else len(chunk)
+                yield slice(at, at + n), self._scaled(chunk)
+                at += n
+            return
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            if isinstance(self.held, SparseRows):
+                part = SparseRows(self.held.values[rows], self.held.indices[rows], self.width)
+                yield rows, self._scaled(part)
+            else:
+                yield rows, self._scaled(self.held[rows])
+
+    def dense(self, rows: Ints) -> Tensor:
+        """Codes [n, M] of a few rows, as float32."""
+        if isinstance(self.held, Codes):
+            return self._dense(self.held.dense(np.asarray(rows)))
+        index = torch.from_numpy(np.asarray(rows)).to(self.device)
+        if isinstance(self.held, SparseRows):
+            return self._dense(SparseRows(self.held.values[index], self.held.indices[index], self.width).dense())
+        return self._dense(self.held[index])
+
+    def _dense(self, codes: Tensor) -> Tensor:
+        return _where_probes_run(codes) / self.scale
+
+    def _scaled(self, chunk: Tensor | SparseRows) -> Tensor | SparseRows:
+        if isinstance(chunk, SparseRows):
+            return SparseRows(
+                _where_probes_run(chunk.values) / self.scale, _where_probes_run(chunk.indices), chunk.width
+            )
+        return _where_probes_run(chunk) / self.scale
+
+
+def _where_probes_run(values: Tensor) -> Tensor:
+    """Probes need float64 sums, which MPS does not have."""
+    return values.cpu() if values.device.type == "mps" else values
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _refuse_broken(finite: list[Tensor], name: str) -> None:
+    broken = (~torch.cat(finite)).nonzero()[:, 0].tolist()
+    if broken:
+        some = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
+        raise MonoevalError(
+            f"{len(broken)} of {sum(map(len, finite))} rows of the codes of {name} hold NaN or infinite numbers "
+            f"(rows {some}), so no probe can be fitted: extract the features again with --precision fp32, or "
+            "leave this method out."
+        )
+
+
+def _scale(codes: Codes) -> float:
+    """Root-mean-square norm of the centred rows, in float64."""
+    total = _where_probes_run(torch.zeros(codes.width, device=codes.device)).double()
+    squares, finite = total.new_zeros(()), []
+    for chunk in codes.chunks():
+        if isinstance(chunk, SparseRows):
+            values = _where_probes_run(chunk.values).double()
+            total.scatter_add_(0, _where_probes_run(chunk.indices).flatten(), values.flatten())
+        else:
+            values = _where_probes_run(chunk).double()
+            total += values.sum(0)
+        squares += values.square().sum()
+        finite.append(torch.isfinite(values).all(1))
+    _refuse_broken(finite, codes.adapter.method)
+    n = len(codes)
+    variance = float(squares / n - (total / n).square().sum())
+    if variance <= 1e-12 * float(squares / n):
+        raise MonoevalError(
+            f"The codes of {codes.adapter.method} are the same for every image: nothing can be learned from them."
+        )
+    return float(np.sqrt(variance))

@@ -1,0 +1,60 @@
+"""Fit the probes of one call: check what was asked for, then hand it to the kind of probe."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from monoeval.data.images import Ints
+from monoeval.errors import UsageError
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.problem import LinearProbes, Probes, Problem
+from monoeval.probes.select import fit_selected
+from monoeval.probes.spec import Gradient
+from monoeval.spec import Spec
+
+
+def fit_probes(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, spec: Spec) -> Probes:
+    """Tune and fit one probe a problem on shared codes [N, M]; `spec` is any of `probes.spec.PROBES`.
+
+    Raises MonoevalError for codes that are not finite, UsageError for problems that cannot be fitted.
+    """
+    _check(codes, problems, n_classes)
+    assert isinstance(spec, Gradient)
+    fitted = fit_selected(codes.dense(np.arange(len(codes))), problems, n_classes, spec)
+    return LinearProbes(
+        torch.stack([one.weights_cm for one in fitted]).div_(codes.scale),
+        torch.stack([one.intercept_c for one in fitted]),
+        [one.choice for one in fitted],
+    )
+
+
+def _check(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int) -> None:
+    for problem in problems:
+        if len(problem.rows) == 0:
+            raise UsageError("A probe was asked for without a single training row: raise --limit or the shots.")
+        _check_labels(problem.rows, problem.labels, len(codes), n_classes, "training")
+        if len(np.unique(problem.labels)) < 2:
+            raise UsageError(
+                f"All {len(problem.rows)} training rows of a probe are of class {problem.labels[0]}, and a probe "
+                "needs two classes: raise --limit, or check the label column."
+            )
+        if problem.validation_rows is not None:
+            labels = problem.validation_labels
+            if labels is None or len(problem.validation_rows) == 0:
+                raise UsageError("A probe's validation rows need at least one row, and labels: raise the shots.")
+            _check_labels(problem.validation_rows, labels, len(codes), n_classes, "validation")
+
+
+def _check_labels(rows: Ints, labels: Ints, n: int, n_classes: int, kind: str) -> None:
+    if len(rows) != len(labels):
+        raise UsageError(f"A probe has {len(rows)} {kind} rows but {len(labels)} labels: give one label a row.")
+    if rows.min() < 0 or rows.max() >= n:
+        raise UsageError(
+            f"A probe's {kind} rows run from {rows.min()} to {rows.max()}, outside the {n} rows of codes."
+        )
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise UsageError(
+            f"A probe's {kind} labels run from {labels.min()} to {labels.max()}, outside 0 to {n_classes - 1}: "
+            "check the label column."
+        )
