@@ -73,6 +73,8 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
             cells.append(Cell(None, ("no score in common",)))
             continue
         remarks = sample.remarks
+        if unlike := _unlike(scores.probe(arm), scores.probe(against)):
+            remarks = (f"{unlike}: a difference of probes, not of codes", *remarks)
         if len(shared) < len(column.points):
             lost = ", ".join(f"{p.series} {p.level:g}" for p in column.points if p not in shared)
             remarks = (f"on {len(shared)} of {len(column.points)} levels, without {lost}", *remarks)
@@ -80,6 +82,14 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
         if place == primary:
             drawn, conditional, units = sample.drawn, sample.conditional, len(sample.units)
     return Difference(against, tuple(cells), cells[primary], drawn, conditional, units)
+
+
+def _unlike(probe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """How two probes differ; empty where they do not."""
+    if probe["kind"] != other["kind"]:
+        return f"{probe['kind']} against {other['kind']} probes"
+    settings = [name for name in {**probe, **other} if probe.get(name) != other.get(name)]
+    return f"{probe['kind']} probes with unlike {', '.join(settings)}" if settings else ""
 
 
 def _shared(scores: Scores, arm: str, against: str, points: Sequence[Point]) -> list[Point]:
@@ -126,6 +136,8 @@ def _judge(
     if gain.primary.interval is None or any(d.primary.interval is None for d in controls):
         missing = [d.against for d in (gain, *controls) if d.primary.interval is None]
         return none, f"There is no score in common with {', '.join(missing)}."
+    if any(_unlike(scores.probe(arm), scores.probe(d.against)) for d in (gain, *controls)):
+        return none, "Arms of unlike probes are not judged against each other."
     if one_pair:
         return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
     measures = mean_measures(row for row in scores.rows if row.arm == arm)

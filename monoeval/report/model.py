@@ -104,10 +104,14 @@ class Summary:
     note: str | None
     arms: tuple[str, ...]
     tables: tuple[Table, ...]
+    probes: Mapping[str, str]
+    """Arm → kind of its probe."""
     adapters: Mapping[str, Mapping[str, float]]
     """Arm → measures of its adapter's fit, averaged over seeds."""
     units: int
     notes: tuple[str, ...]
+    details: tuple[str, ...]
+    """Notes for the files alone: what a terminal need not say as long as all is well."""
     environment: Mapping[str, Any]
     recipe: str
     rows: tuple[Row, ...] = field(repr=False)

@@ -102,6 +102,11 @@ class Scores:
         """The label signal of the points that have one."""
         return {point_of(row): row.label_signal for row in self.rows if row.label_signal is not None}
 
+    def probe(self, arm: str) -> dict[str, Any]:
+        """The specification of an arm's probe: its own, or the recipe's."""
+        own = next((about.get("probe") for about in self.arms if about["name"] == arm), None)
+        return {"kind": "logistic", **(own or self.recipe.get("probe") or {})}
+
     def strays(self) -> int:
         """Scores that belong to no seed of the study."""
         return sum(not any(applies(row, unit) for unit in self.units) for row in self.rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Summary, Table
 from monoeval.report.scores import Scores, mean_measures
+from monoeval.suite.ledger import Row
 
 ALPHA = 0.05
 
@@ -34,6 +36,11 @@ def summarise(folder: Path) -> Summary:
         for table in tables
     ]
     arms = tuple(str(arm["name"]) for arm in scores.arms)
+    certified = [row for row in scores.rows if row.status == "ok" and "gap" in row.probe]
+    details = [_certificate(certified)] if certified else []
+    notes = _notes(scores, tables, len(family), everywhere)
+    if not all(row.converged and np.isfinite(row.probe["gap"]) for row in certified):
+        notes, details = notes + details, []
     measures = {arm: mean_measures(row for row in scores.rows if row.arm == arm) for arm in arms}
     return Summary(
         folder=str(folder),
@@ -41,9 +48,11 @@ def summarise(folder: Path) -> Summary:
         note=scores.recipe.get("note"),
         arms=arms,
         tables=tuple(tables),
+        probes={arm: str(scores.probe(arm)["kind"]) for arm in arms},
         adapters={arm: found for arm, found in measures.items() if found},
         units=len(scores.units),
-        notes=tuple(_notes(scores, tables, len(family), everywhere)),
+        notes=tuple(notes),
+        details=tuple(details),
         environment=scores.recipe.get("environment") or {},
         recipe=scores.recipe_text,
         rows=tuple(scores.rows),
@@ -119,12 +128,44 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
     bad = sum(row.status != "ok" for row in scores.rows)
     if bad:
         notes.append(f"{bad} of {len(scores.rows)} scores have no result; the reasons stand below their tables.")
+    edges = [row for row in scores.rows if row.l2_at_edge]
     counts = {
         "belong to no seed of this study and are not used": scores.strays(),
         "rest on the largest or smallest L2 tried, so a wider grid might fit better": sum(
-            row.l2_at_edge for row in scores.rows
+            row.l2 is not None for row in edges
+        ),
+        "rest on the last value of what their probe tunes, so a wider grid might fit better": sum(
+            row.l2 is None for row in edges
         ),
         "come from probes that stopped before they converged": sum(not row.converged for row in scores.rows),
     }
     notes += [f"{count} of {len(scores.rows)} scores {what}." for what, count in counts.items() if count]
-    return notes
+    return notes + _about_probes(scores)
+
+
+_UNTUNED = {
+    "paper": "Another protocol than that of the tuned probes: the paper probe trains for a fixed number of epochs "
+    "and is tuned for no arm.",
+    "paper-cached": "Another protocol than that of the tuned probes, and than the paper's own: the paper-cached "
+    "probe trains for a fixed number of epochs on features of unchanged images and is tuned for no arm.",
+}
+
+
+def _about_probes(scores: Scores) -> list[str]:
+    """Which arm has which probe where they differ, and that the paper's are another protocol."""
+    arms: dict[str, list[str]] = {}
+    for arm in scores.arms:
+        arms.setdefault(str(scores.probe(arm["name"])["kind"]), []).append(str(arm["name"]))
+    kinds = "; ".join(f"{kind} for {', '.join(names)}" for kind, names in arms.items())
+    notes = [f"Probes: {kinds}."] if len(arms) > 1 else []
+    return notes + [_UNTUNED[kind] for kind in arms if kind in _UNTUNED]
+
+
+def _certificate(rows: Sequence[Row]) -> str:
+    """How far the objectives of probes can lie from their optimum: the largest bound, rounded up."""
+    kinds = " and ".join(dict.fromkeys(row.probe_kind for row in rows))
+    worst = float(np.max([row.probe["gap"] for row in rows]))
+    if not np.isfinite(worst):
+        return f"How far the {kinds} probes lie from their optimum was not proven for every score."
+    bound = float(Context(prec=2, rounding=ROUND_CEILING).create_decimal_from_float(worst))
+    return f"The objective of every {kinds} probe is proven to lie within a relative {bound:.2g} of its optimum."

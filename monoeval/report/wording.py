@@ -100,7 +100,9 @@ def about(summary: Summary) -> str:
     seeds = f"{summary.units} seed{'s' if summary.units != 1 else ''}"
     failed = f", {len(summary.rows) - ok} without a result" if ok < len(summary.rows) else ""
     arms = f"{len(summary.arms)} arm{'s' if len(summary.arms) != 1 else ''}"
-    return f"{arms}, {seeds}, {ok} scores{failed}"
+    kinds = list(dict.fromkeys(summary.probes.values()))
+    probes = "" if kinds == ["logistic"] else f", {' and '.join(kinds)} probes"
+    return f"{arms}, {seeds}, {ok} scores{failed}{probes}"
 
 
 def lead(table: Table) -> str:

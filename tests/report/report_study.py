@@ -51,6 +51,7 @@ class RunFolder:
         row = {
             "schema_version": SCHEMA, "key": key, "arm": arm, "baseline": about.get("baseline"),
             "controls": tuple(about.get("controls", ())), "model": about["backbone"], "method": about["method"],
+            "probe_kind": about.get("probe", {}).get("kind", "logistic"),
             "conditional": False, "backbone_seed": None, "adapter_seed": None, "draw": None,
             "scenario": "clean", "series": "clean", "level": 0.0, "protocol": "clean",
         } | fields  # fmt: skip

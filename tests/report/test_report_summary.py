@@ -11,7 +11,9 @@ from report_study import ARMS, RunFolder
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.metrics.paired import paired_difference
 from monoeval.report import summarise, to_json
+from monoeval.report.markdown import markdown
 from monoeval.report.model import Comparison, Summary, Table
+from monoeval.report.wording import about
 
 Make = Callable[..., RunFolder]
 IDS = ["a", "b", "c", "d"]
@@ -221,6 +223,91 @@ def test_an_adapter_no_better_than_untrained_gets_no_verdict(run_folder: Make) -
     comparison = claim(summarise(run.folder), "clean")
     assert comparison.kind == "no verdict"
     assert "Adapter not trained" in comparison.sentence
+
+
+GCE = {**ARMS[0], "name": "gce", "baseline": "raw", "probe": {"kind": "gce", "q": 0.7}}
+
+
+def test_a_difference_of_probes_is_shown_said_and_not_judged(run_folder: Make) -> None:
+    arms = [*ARMS, GCE, {**ARMS[2], "name": "both", "baseline": "gce", "controls": [], "probe": GCE["probe"]}]
+    run = run_folder(arms, ["clean"], seeds=1)
+    rows = 200
+    run.test("t", [str(i) for i in range(rows)], np.arange(rows) % 10)
+    for arm, right in {"raw": 100, "random": 105, "sae": 150, "gce": 150, "both": 190}.items():
+        run.score(arm, np.arange(rows) < right, adapter_seed=0, conditional=True)
+    summary = summarise(run.folder)
+    kinds = {c.arm: c.kind for c in table(summary, "clean").comparisons}
+    assert kinds["sae"] == "beyond the controls"
+    assert kinds["both"] == "gain, no controls"  # of equal probes
+    assert kinds["gce"] == "no verdict"
+    comparison = claim(summary, "clean", "gce")
+    assert comparison.baseline.primary.interval.mean == 0.25
+    assert comparison.adjusted_p is None
+    says = "gce against logistic probes: a difference of probes, not of codes"
+    assert says in comparison.baseline.primary.remarks
+    assert says in comparison.notes
+    assert sum("a difference of probes" in note for _, c in summary.claims for note in c.notes) == 1
+    assert "Probes: logistic for raw, random, sae; gce for gce, both." in summary.notes
+    assert about(summary).endswith("logistic and gce probes")
+
+
+def test_unlike_settings_of_one_kind_are_unlike_probes(run_folder: Make) -> None:
+    other = {**ARMS[2], "controls": [], "baseline": "gce", "probe": {"kind": "gce", "q": 0.5}}
+    run = run_folder([ARMS[0], GCE, other], ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    for arm in ("raw", "gce", "sae"):
+        run.score(arm, bits("1110"))
+    comparison = claim(summarise(run.folder), "clean")
+    assert comparison.kind == "no verdict"
+    assert any("gce probes with unlike q" in note for note in comparison.notes)
+
+
+def test_a_control_with_another_probe_leaves_no_verdict(run_folder: Make) -> None:
+    run = run_folder([ARMS[0], GCE, {**ARMS[2], "controls": ["gce"]}], ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    for arm in ("raw", "gce", "sae"):
+        run.score(arm, bits("1110"))
+    comparison = claim(summarise(run.folder), "clean")
+    assert comparison.kind == "no verdict"
+    assert comparison.notes[0].startswith("against gce: logistic against gce probes")
+
+
+def test_the_paper_probe_is_called_another_protocol(run_folder: Make) -> None:
+    run = run_folder([{**ARMS[0], "probe": {"kind": "paper-cached"}}], ["clean"], seeds=1)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("1110"), converged=False)
+    summary = summarise(run.folder)
+    assert any(note.startswith("Another protocol") and "paper-cached" in note for note in summary.notes)
+    assert "1 of 1 scores come from probes that stopped before they converged." in summary.notes
+    assert about(summary).endswith("paper-cached probes")
+
+
+def test_edges_are_counted_with_and_without_an_l2(run_folder: Make) -> None:
+    run = run_folder(ARMS[:1], ["clean"], seeds=3)
+    run.test("t", IDS, LABELS)
+    for seed, l2 in enumerate((0.1, None, None)):
+        run.score("raw", bits("1110"), draw=seed, l2=l2, l2_at_edge=True)
+    notes = summarise(run.folder).notes
+    assert any(note.startswith("1 of 3 scores rest on the largest or smallest L2") for note in notes)
+    assert any(note.startswith("2 of 3 scores rest on the last value of what their probe tunes") for note in notes)
+
+
+@pytest.mark.parametrize(("gap", "said"), [(3.14e-6, "3.2e-06"), (3.1e-6, "3.1e-06"), (np.nan, "was not proven")])
+@pytest.mark.parametrize("converged", [True, False])
+def test_the_worst_certificate_is_a_detail_unless_it_fails(
+    run_folder: Make, gap: float, said: str, converged: bool
+) -> None:
+    run = run_folder(ARMS[:1], ["clean"], seeds=2)
+    run.test("t", IDS, LABELS)
+    run.score("raw", bits("1110"), draw=0, probe={"gap": 1e-9})
+    run.score("raw", bits("1110"), draw=1, probe={"gap": gap}, converged=converged)
+    summary = summarise(run.folder)
+    passed = converged and np.isfinite(gap)
+    assert any(said in line for line in (summary.details if passed else summary.notes))
+    assert not any(said in line for line in (summary.notes if passed else summary.details))
+    text = markdown(summary)
+    assert said in text
+    assert about(summary).endswith("2 scores")
 
 
 def test_planted_gains_are_found_in_every_scenario(full_study: RunFolder) -> None:
