@@ -10,14 +10,14 @@ from rich.table import Table
 from monoeval.cli import options as o
 from monoeval.cli.console import out
 
-KINDS = ("models", "methods", "data", "scenarios", "recipes")
+KINDS = ("models", "methods", "probes", "data", "scenarios", "recipes")
 
 
 def listing(
-    kind: Annotated[str, typer.Argument(help="models, methods, data, scenarios or recipes.")],
+    kind: Annotated[str, typer.Argument(help="models, methods, probes, data, scenarios or recipes.")],
     as_json: o.AsJson = False,
 ) -> None:
-    """List the models, methods, data sets, scenarios or recipes that can be named."""
+    """List the models, methods, probes, data sets, scenarios or recipes that can be named."""
     from monoeval.errors import unknown
 
     if kind not in KINDS:
@@ -47,6 +47,10 @@ def _entries(kind: str) -> dict[str, str]:
         from monoeval.adapters.registry import METHODS
 
         return {name: f"{m.description}{' (control)' if m.is_control else ''}" for name, m in METHODS.items()}
+    if kind == "probes":
+        from monoeval.probes.spec import PROBES
+
+        return {name: str(probe.__doc__).splitlines()[0] for name, probe in PROBES.items()}
     if kind == "data":
         from monoeval.data.load import DATASETS
 

@@ -3,10 +3,12 @@
 from typing import Annotated, Literal
 
 import typer
+from pydantic import TypeAdapter
 
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
-from monoeval.errors import UsageError
+from monoeval.errors import UsageError, unknown
+from monoeval.probes.spec import PROBES, ProbeSpec
 
 Model = Annotated[
     list[str] | None,
@@ -15,6 +17,10 @@ Model = Annotated[
     ),
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Adapter, e.g. sae. Repeat it, or use commas.")]
+Probe = Annotated[
+    str | None,
+    typer.Option(help=f"Probe of every arm: {', '.join(PROBES)}. By default the recipe's, or logistic."),
+]
 DataName = Annotated[
     str | None, typer.Option("--data", "-d", help="digits, a hub id, or a folder of images or parquet.")
 ]
@@ -60,6 +66,15 @@ def backbone_specs(
     if idle and not models:
         raise UsageError(f"--{idle[0].replace('_', '-')} speaks of a model: name it with --model.")
     return [BackboneSpec.model_validate({"model": model, **shared}) for model in models]
+
+
+def probe_spec(kind: str | None) -> ProbeSpec | None:
+    """The specification of `--probe` with the settings of its kind, or None where it was not given."""
+    if kind is None:
+        return None
+    if kind not in PROBES:
+        raise unknown("probe", kind, PROBES)
+    return TypeAdapter[ProbeSpec](ProbeSpec).validate_python(kind)
 
 
 def data_spec(

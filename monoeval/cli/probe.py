@@ -7,6 +7,7 @@ from monoeval.cli.outcome import show_plan, show_run
 def probe(
     model: o.Model = None,
     method: o.Method = None,
+    probe: o.Probe = None,
     data: o.DataName = "digits",
     seeds: o.Seeds = 3,
     limit: o.Limit = None,
@@ -28,6 +29,7 @@ def probe(
     """Fit linear probes on a backbone's clean features, with and without an adapter."""
     from monoeval.adapters.spec import AdapterSpec
     from monoeval.errors import UsageError
+    from monoeval.probes.spec import Logistic
     from monoeval.suite.recipe import Recipe
 
     models = o.split_commas(model)
@@ -41,6 +43,7 @@ def probe(
         seeds=seeds or 1,
         models=tuple(o.backbone_specs(models, weights, layer, pool, image_size, precision)),
         methods=tuple(AdapterSpec(method=name) for name in o.split_commas(method) or ["sae"]),
+        probe=o.probe_spec(probe) or Logistic(),
         scenarios=({"name": "clean"},),
     )
     if dry_run:

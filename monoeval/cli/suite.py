@@ -11,6 +11,7 @@ from monoeval.cli.outcome import show_plan, show_run
 def suite(
     model: o.Model = None,
     method: o.Method = None,
+    probe: o.Probe = None,
     scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="A file, or a name from `monoeval list recipes`.")
@@ -36,8 +37,8 @@ def suite(
 ) -> None:
     """Run the scenarios of a recipe (the quickstart without --recipe) and report them.
 
-    --model, --method, --data, --scenario and --seeds each replace that part of the recipe. Running the same
-    command again resumes, or shows the finished report.
+    --model, --method, --probe, --data, --scenario and --seeds each replace that part of the recipe. Running the
+    same command again resumes, or shows the finished report.
     """
     from monoeval.adapters.spec import AdapterSpec
     from monoeval.data.images import DataSpec
@@ -49,6 +50,7 @@ def suite(
         name="+".join(o.short(m) for m in models) if models else None,
         models=o.backbone_specs(models, weights, layer, pool, image_size, precision),
         methods=[AdapterSpec(method=name) for name in o.split_commas(method)],
+        probe=o.probe_spec(probe),
         data=o.data_spec(data, image_column, label_column, split),
         target=DataSpec(name=target) if target else None,
         scenarios=o.split_commas(scenario),

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from monoeval.backbones import records
+from monoeval.errors import MonoevalError
 from monoeval.keys import key
-from monoeval.suite.ledger import read_rows
+from monoeval.suite.ledger import Row, read_rows
 from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images, tested_rows
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.run import missing, run_folder
@@ -23,7 +24,7 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     folder = run_folder(plan.recipe, out)
     rows = read_rows(folder)
     elsewhere = [
-        row for path in out.glob("*/results.jsonl") if path.parent != folder for row in read_rows(path.parent)
+        row for path in out.glob("*/results.jsonl") if path.parent != folder for row in _sibling(path.parent)
     ]
     todo = missing(plan, rows)
     taken_over = {row.key for row in elsewhere if row.status == "ok"}
@@ -42,6 +43,14 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
         "features to write": f"{size / 1e6:,.1f} MB" if size is not None else "unknown until the model is loaded",
         "estimated time": _time(todo, [*rows, *elsewhere], taken_over),
     }
+
+
+def _sibling(folder: Path) -> list[Row]:
+    """The rows of another run; none of one that a run would not take over either."""
+    try:
+        return read_rows(folder)
+    except MonoevalError:
+        return []
 
 
 def _to_pretrain(groups: list[Group]) -> set[Path]:
@@ -78,18 +87,18 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
     return new, cached, size if known else None
 
 
-def _time(groups: list[Group], rows: list[Any], taken_over: set[str]) -> str:
-    """A rough guess: the mean time of scores of the same arm, scenario and number of test rows."""
+def _time(groups: list[Group], rows: list[Row], taken_over: set[str]) -> str:
+    """A rough guess: the mean time of scores of the same arm, probe, scenario and number of test rows."""
     spent: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
         if row.status == "ok":
-            spent.setdefault((row.arm, row.method, row.scenario, row.rows), []).append(row.seconds)
+            spent.setdefault((row.arm, row.method, row.probe_kind, row.scenario, row.rows), []).append(row.seconds)
     seconds = 0.0
     for group in groups:
         for trial, k in zip(group.trials, group.keys, strict=True):
             if k in taken_over:
                 continue
-            like = (group.arm.name, group.arm.method, trial.scenario, len(tested_rows(trial)[0]))
+            like = (group.arm.name, group.arm.method, group.probe.kind, trial.scenario, len(tested_rows(trial)[0]))
             if like not in spent:
                 return "unknown: nothing like it was run under this folder yet"
             seconds += sum(spent[like]) / len(spent[like])

@@ -20,7 +20,7 @@ from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cannot_write
 from monoeval.spec import Spec
 
-SCHEMA = 1
+SCHEMA = 2
 
 log = logging.getLogger("monoeval")
 
@@ -44,6 +44,8 @@ class Row(Spec):
     precision: str | None = None
     """What its features were computed in."""
     method: str
+    probe_kind: str
+    """One of `probes.spec.PROBES`; its settings stand in `recipe.yaml`."""
     conditional: bool
     """The backbone is the same for every seed, so intervals do not cover its training."""
     backbone_seed: int | None
@@ -72,7 +74,7 @@ class Row(Spec):
 
     l2: float | None = None
     l2_at_edge: bool = False
-    """The chosen L2 is the last of a grid that could not be extended further."""
+    """The chosen L2, or what else the probe tunes, is the last of a grid that could not be extended further."""
     converged: bool = True
     probe: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     """What else is known of the probe's fit, for example the certified gap to the optimum."""

@@ -23,7 +23,7 @@ from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever equal specifications would give other scores than before."""
 
 
@@ -42,6 +42,7 @@ class Group(Spec):
     adapter_seed: int | None
     draw: int | None
     probe: ProbeSpec
+    """The arm's, or else the recipe's."""
     trials: tuple[Trial, ...]
     keys: tuple[str, ...]
     """One key a trial, in their order."""
@@ -102,8 +103,8 @@ def make_plan(recipe: Recipe) -> Plan:
                 place = (arm.name, data, backbone_seed, adapter_seed, draw)
                 if place in groups:
                     continue
-                part = {"arm": arm, "backbone": backbone, "backbone_seed": backbone_seed,
-                        "adapter_seed": adapter_seed, "draw": draw, "probe": recipe.probe}  # fmt: skip
+                part = {"arm": arm, "backbone": backbone, "backbone_seed": backbone_seed, "draw": draw,
+                        "adapter_seed": adapter_seed, "probe": arm.probe or recipe.probe}  # fmt: skip
                 group = Group.model_validate({**part, "data": some[0].data, "trials": tuple(some), "keys": ()})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
@@ -156,6 +157,7 @@ def described(group: Group, position: int) -> dict[str, Any]:
         "baseline": group.arm.baseline,
         "controls": group.arm.controls,
         "method": group.arm.method,
+        "probe_kind": group.probe.kind,
         "conditional": group.backbone.pretrain is None,
         "backbone_seed": group.backbone_seed,
         "adapter_seed": group.adapter_seed,

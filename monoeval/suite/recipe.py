@@ -15,7 +15,7 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
 from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
-from monoeval.probes.spec import Logistic, ProbeSpec
+from monoeval.probes.spec import PROBES, Logistic, ProbeSpec
 from monoeval.scenarios import SCENARIOS, AnyScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
 from monoeval.spec import Spec
@@ -39,6 +39,8 @@ class Arm(Spec):
     """A name under `backbones`."""
     method: str = "identity"
     params: dict[str, int | float | str | bool] = {}  # noqa: RUF012 (pydantic copies defaults)
+    probe: ProbeSpec | None = None
+    """None: the recipe's. Arms of unlike probes may share a table, but are not judged against each other."""
     baseline: str | None = None
     controls: tuple[str, ...] = ()
 
@@ -97,7 +99,7 @@ class Recipe(Spec):
             if label in backbones:
                 raise UsageError(f"The model {label} is listed twice: name each once.")
             backbones[label] = model
-            arms += _expand(label, self.methods, label)
+            arms += _expand(Arm(name=label, backbone=label), self.methods)
         return self.model_copy(update={"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)})
 
     def key(self) -> str:
@@ -105,13 +107,14 @@ class Recipe(Spec):
         return key(self.resolved().model_dump(mode="json", exclude={"note"}))
 
 
-def _expand(label: str, methods: tuple[AdapterSpec, ...], backbone: str) -> list[Arm]:
-    """Raw features, each method, and the controls that match it in width and sparsity."""
-    arms = {label: Arm(name=label, backbone=backbone)}
+def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
+    """Raw features, each method, and the controls that match it in width and sparsity, all with the same probe."""
+    arms = {raw.name: raw}
 
     def add(spec: AdapterSpec, **held_against: Any) -> str:
-        name = f"{label} + {spec.method}"
-        same = Arm(name=name, backbone=backbone, method=spec.method, params=spec.params, **held_against)
+        name = f"{raw.name} + {spec.method}"
+        fields = {"name": name, "method": spec.method, "params": spec.params, "baseline": raw.name}
+        same = raw.model_copy(update={**fields, "controls": (), **held_against})
         if name in arms and arms[name].params != spec.params:
             settings = ", ".join(f"{k} {v}" for k, v in sorted(spec.params.items()))
             name, same = f"{name} ({settings})", same.model_copy(update={"name": f"{name} ({settings})"})
@@ -122,8 +125,8 @@ def _expand(label: str, methods: tuple[AdapterSpec, ...], backbone: str) -> list
     for method in methods:
         if spec_of(method).name == "identity":
             continue
-        controls = tuple(add(control, baseline=label) for control in controls_for(method))
-        add(method, baseline=label, controls=controls)
+        controls = tuple(add(control) for control in controls_for(method))
+        add(method, controls=controls)
     return list(arms.values())
 
 
@@ -133,13 +136,17 @@ def changed(
     name: str | None = None,
     models: Sequence[BackboneSpec] = (),
     methods: Sequence[AdapterSpec] = (),
+    probe: ProbeSpec | None = None,
     data: DataSpec | None = None,
     target: DataSpec | None = None,
     scenarios: Sequence[str] = (),
     seeds: int | None = None,
     limit: int | None = None,
 ) -> Recipe:
-    """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained."""
+    """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
+
+    A `probe` is that of every arm; where the recipe's own is of its kind, that one's settings stay.
+    """
     fields: dict[str, Any] = {}
     if name:
         fields["name"] = name
@@ -150,6 +157,10 @@ def changed(
         fields["methods"] = tuple(methods)
     elif methods:
         fields["arms"] = _with_methods(recipe, tuple(methods))
+    if probe is not None:
+        fields["probe"] = recipe.probe if recipe.probe.kind == probe.kind else probe
+        arms = fields.get("arms", recipe.arms)
+        fields["arms"] = tuple(arm.model_copy(update={"probe": None}) for arm in arms)
     fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
     fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
     if data is not None:
@@ -179,7 +190,7 @@ def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm
     """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
     arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity"}
     for arm in list(arms.values()):
-        arms |= {new.name: new for new in _expand(arm.name, methods, arm.backbone) if new.name not in arms}
+        arms |= {new.name: new for new in _expand(arm, methods) if new.name not in arms}
     return tuple(
         arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()
     )
@@ -262,7 +273,8 @@ def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recip
     except ValidationError as invalid:
         error = invalid.errors(include_url=False)[0]
         loc = error["loc"]
-        line = _line(node, loc)
+        field = str(error.get("ctx", {}).get("discriminator", "")).strip("'")  # by which a union is told apart
+        line = _line(node, (*loc, field))
         where = f"{source}, line {line}" if line else source
         shown = ".".join(str(part) for part in loc) or "recipe"
         if error["type"] == "extra_forbidden":
@@ -271,11 +283,16 @@ def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recip
             advice = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(fields_here)}."
             raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
         if error["type"] == "union_tag_invalid":
-            raise UsageError(f"{where}: {unknown('scenario', str(error['ctx']['tag']), SCENARIOS)}") from invalid
+            known = ("probe", PROBES) if field == "kind" else ("scenario", SCENARIOS)
+            raise UsageError(f"{where}: {unknown(known[0], str(error['ctx']['tag']), known[1])}") from invalid
         if error["type"] == "union_tag_not_found":
             raise UsageError(f"{where}: a scenario needs a name, one of {', '.join(SCENARIOS)}.") from invalid
         message = (
-            error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace(" after validation", "")
+            error["msg"]
+            .removeprefix("Value error, ")
+            .replace("tuple", "list")
+            .replace(" after validation", "")
+            .replace(" or object to extract fields from", "")
         )
         raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
 
@@ -301,9 +318,18 @@ def _fields_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
     models = [model]
     for part in loc:
         inner = [f.annotation for m in models for name, f in m.model_fields.items() if name == part]
-        tagged = [m for m in models if part in get_args(getattr(m.model_fields.get("name"), "annotation", None))]
+        tagged = [m for m in models if part in _tags(m)]
         models = [m for annotation in inner for m in _models_in(annotation)] or tagged or models
     return sorted({name for m in models for name in m.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What tells `model` from others of its union: the name of a scenario, the kind of a probe."""
+    return tuple(
+        tag
+        for name in ("name", "kind")
+        for tag in get_args(getattr(model.model_fields.get(name), "annotation", None))
+    )
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from monoeval.probes.spec import PROBES
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
@@ -46,11 +48,13 @@ sys.meta_path.insert(0, Forbid())
         ("--version",),
         ("list", "models"),
         ("list", "methods"),
+        ("list", "probes"),
         ("list", "data"),
         ("list", "scenarios"),
         ("list", "recipes"),
         ("cache", "ls"),
         ("suite", "--dry-run"),
+        ("suite", "--probe", "gce", "--dry-run"),
     ],
 )
 def test_looking_never_imports_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -68,6 +72,8 @@ def test_looking_never_imports_torch(arguments: tuple[str, ...], tmp_path: Path)
         (("suite", "--data", "digitz"), 2, "'digits'"),
         (("suite", "--data", "./nowhere"), 2, "nowhere"),
         (("suite", "--method", "sea"), 2, "'sae'"),
+        (("suite", "--probe", "rigde"), 2, "'ridge'"),
+        (("probe", "--model", "test_vit", "--weights", "random", "--probe", "gec"), 2, "'gce'"),
         (("suite", "--weights", "random"), 2, "--model"),
         (("probe",), 2, "--model"),
         (("probe", "--model", "vit_b61", "--weights", "random"), 2, "vit_b16"),
@@ -90,6 +96,15 @@ def test_wrong_usage_is_one_helpful_sentence(
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("results.jsonl"))
     assert time.monotonic() - started < 30
+
+
+def test_an_unknown_probe_is_told_without_torch_and_the_help_names_them_all(tmp_path: Path) -> None:
+    done = monoeval("probe", "--model", "test_vit", "--probe", "papr", cwd=tmp_path, code=FORBID_TORCH)
+    assert done.returncode == 2
+    assert "'paper'" in done.stderr
+    for command in ("probe", "suite"):
+        words = monoeval(command, "--help", COLUMNS="300").stdout
+        assert all(kind in words for kind in PROBES)
 
 
 def test_doctor_says_what_it_found(tmp_path: Path) -> None:

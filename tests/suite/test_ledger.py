@@ -13,6 +13,7 @@ from monoeval.suite.ledger import Ledger, Predictions, Row, read_rows
 def row(key: str, **fields: object) -> Row:
     needed = {
         "arm": "a", "baseline": None, "controls": (), "model": "m", "method": "identity", "conditional": True,
+        "probe_kind": "logistic",
         "backbone_seed": None, "adapter_seed": None, "draw": None,
         "scenario": "clean", "series": "clean", "level": 0.0, "protocol": "clean",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError
+from monoeval.probes.spec import GCE, KNN, SCE, Logistic
 from monoeval.suite.recipe import Recipe, changed, load_recipe, recipes
 
 SMALL = {"name": "small", "models": ["resnet18"], "methods": ["sae"], "scenarios": ["clean"]}
@@ -63,6 +64,30 @@ def test_two_settings_of_one_method_are_two_arms() -> None:
         ("models: [resnet18]\nscenarios: [{rates: [0.5]}]\n", "line 2", "needs a name, one of"),
         ("models: [resnet18]\nprobe:\n  l2: []\nscenarios: [clean]\n", "line 3", "at least 1"),
         ("models: [resnet18]\nprobe:\n  folds: 0\nscenarios: [clean]\n", "line 3", "2"),
+        ("models: [resnet18]\nscenarios: [clean]\nprobe: gec\n", "line 3", "'gce'"),
+        ("models: [resnet18]\nscenarios: [clean]\nprobe:\n  folds: 5\n  kind: rigde\n", "line 5", "'ridge'"),
+        (
+            "models: [resnet18]\nscenarios: [clean]\nprobe:\n  kind: knn\n  neigbors: [5]\n",
+            "line 5",
+            "'neighbours'",
+        ),
+        (
+            "models: [resnet18]\nscenarios: [clean]\nprobe: {kind: gce, xyz: 1}\n",
+            "line 3",
+            "balanced, folds, kind, l2, q",
+        ),
+        ("models: [resnet18]\nscenarios: [clean]\nprobe: {l3: [1]}\n", "line 3", "'l2'"),
+        (
+            "models: [resnet18]\nscenarios: [clean]\nprobe: {kind: gce, q: 7}\n",
+            "line 3",
+            "less than or equal to 1",
+        ),
+        ("models: [resnet18]\nscenarios: [clean]\nprobe: 5\n", "line 3", "a valid dictionary."),
+        (
+            "arms:\n  - name: a\n    backbone: b\n    probe: {kind: sce, btea: 1}\nscenarios: [clean]\n",
+            "line 4",
+            "'beta'",
+        ),
         ("models: [resnet18]\nscenarios: [{name: few-shot, shots: []}]\n", "line 2", "at least 1"),
         ("name: ../up\nmodels: [resnet18]\nscenarios: [clean]\n", "line 1", "name"),
         ("backbones: {a: {pretrain: {objective: ncl, width: -3}}}\nscenarios: [clean]\n", "line 1", "width"),
@@ -112,6 +137,38 @@ def test_the_note_does_not_name_the_run_but_the_content_does() -> None:
     one, other = (Recipe.model_validate({**SMALL, "note": note}) for note in ("a", "b"))
     assert one.key() == other.key()
     assert one.key() != Recipe.model_validate({**SMALL, "seeds": 4}).key()
+
+
+def test_a_probe_is_a_kind_or_its_settings() -> None:
+    def probe(value: object) -> object:
+        return load_recipe({**SMALL, "probe": value}).probe
+
+    assert probe("gce") == probe({"kind": "gce"}) == GCE()
+    assert probe({"kind": "gce", "q": 0.5}) == GCE(q=0.5)
+    assert probe({"l2": [0.1]}) == Logistic(l2=(0.1,))
+    assert load_recipe(SMALL).probe == Logistic()
+
+
+def test_the_probe_of_the_command_is_that_of_every_arm_and_keeps_the_settings_of_its_kind() -> None:
+    arms = [{"name": "a", "backbone": "b", "probe": "sce"}, {"name": "c", "backbone": "b"}]
+    listed = {"backbones": {"b": {"model": "resnet18"}}, "arms": arms, "scenarios": ["clean"]}
+    recipe = load_recipe({**listed, "probe": {"kind": "gce", "q": 0.5}})
+    assert [arm.probe for arm in recipe.arms] == [SCE(), None]
+    assert [arm.probe for arm in changed(recipe, seeds=1).arms] == [SCE(), None]
+    for kind, made in ((KNN(), KNN()), (GCE(), GCE(q=0.5))):
+        after = changed(recipe, probe=kind)
+        assert after.probe == made
+        assert [arm.probe for arm in after.arms] == [None, None]
+    assert changed(load_recipe(SMALL), probe=KNN()).resolved().probe == KNN()
+
+
+def test_a_method_on_an_arm_has_the_probe_of_that_arm() -> None:
+    """Else the method and its baseline would differ in more than their codes."""
+    arms = [{"name": "a", "backbone": "b", "probe": "sce"}, {"name": "c", "backbone": "b"}]
+    recipe = load_recipe({"backbones": {"b": {"model": "resnet18"}}, "arms": arms, "scenarios": ["clean"]})
+    made = {arm.name: arm.probe for arm in changed(recipe, methods=[AdapterSpec(method="sae")]).arms}
+    assert len(made) > 4
+    assert {name: probe for name, probe in made.items() if probe} == {n: SCE() for n in made if n.startswith("a")}
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 import monoeval
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.probes.spec import PROBES
+from monoeval.suite.forecast import forecast
 from monoeval.suite.ledger import Row, read_rows
 from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe import load_recipe
@@ -67,6 +69,7 @@ def test_every_planned_score_is_there_with_its_sidecars(undisturbed: tuple[Path,
     # per seed and arm: clean 1, label noise 2, input noise 1, few-shot 2 × 2 repeats, ood 2
     assert len(rows) == 2 * 3 * (1 + 2 + 1 + 4 + 2)
     assert {row.status for row in rows} == {"ok"}
+    assert {row.probe_kind for row in rows} == {"logistic"}
     for row in rows:
         assert (run_folder / f"tests/{row.test}.parquet").is_file()
         assert (run_folder / str(row.predictions)).is_file()
@@ -225,6 +228,19 @@ def test_what_changes_the_features_changes_the_key() -> None:
     assert not keys(TINY, **sae) & keys(TINY, method="sae", params={"k": 5})
 
 
+def test_the_probe_decides_the_key_whoever_names_it() -> None:
+    def keys(recipe_probe: Any, arm_probe: Any = None) -> set[str]:
+        arms = [{"name": "a", "backbone": "CL", "probe": arm_probe}]
+        small = {"arms": arms, "probe": recipe_probe, "scenarios": ["clean"], "seeds": 1}
+        (group,) = make_plan(load_recipe({**RECIPE, **small})).groups
+        return set(group.keys)
+
+    assert keys("gce") == keys("logistic", "gce") == keys("knn", {"kind": "gce", "q": 0.7})
+    made = [keys(kind) for kind in PROBES]
+    made += [keys({"kind": "gce", "q": 0.5}), keys({"balanced": True})]
+    assert len(set.union(*made)) == len(made)
+
+
 def pictures(folder: Path, names: str, count: int = 6) -> Path:
     from PIL import Image
 
@@ -318,9 +334,6 @@ def test_a_whole_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_forecast_counts_what_a_run_makes(
     undisturbed: tuple[Path, list[Row]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from monoeval.suite.forecast import forecast
-    from monoeval.suite.recipe import load_recipe
-
     folder, rows = undisturbed
     before = forecast(load_recipe(RECIPE), tmp_path / "runs")
     assert before["scores to make"] == len(rows)
@@ -333,3 +346,10 @@ def test_a_forecast_counts_what_a_run_makes(
     assert (cached["images to extract"], cached["images in the cache"]) == (0, 800)
     after = forecast(load_recipe(RECIPE), folder / "runs")
     assert (after["scores to make"], after["scores there already"]) == (0, len(rows))
+
+
+def test_a_forecast_passes_over_runs_of_another_version(tmp_path: Path) -> None:
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "results.jsonl").write_text('{"schema_version": 1}\n')
+    few = load_recipe({**RECIPE, "seeds": 1, "scenarios": ["clean"]})
+    assert forecast(few, tmp_path)["scores to make"] == 3
