@@ -74,7 +74,7 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
             continue
         remarks = sample.remarks
         if unlike := _unlike(scores.probe(arm), scores.probe(against)):
-            remarks = (f"{unlike}: a difference of probes, not of codes", *remarks)
+            remarks = (f"{unlike}: a difference of probes, not of codes alone", *remarks)
         if len(shared) < len(column.points):
             lost = ", ".join(f"{p.series} {p.level:g}" for p in column.points if p not in shared)
             remarks = (f"on {len(shared)} of {len(column.points)} levels, without {lost}", *remarks)
@@ -87,7 +87,7 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
 def _unlike(probe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """How two probes differ; empty where they do not."""
     if probe["kind"] != other["kind"]:
-        return f"{probe['kind']} against {other['kind']} probes"
+        return f"{probe['kind']} and {other['kind']} probes"
     settings = [name for name in {**probe, **other} if probe.get(name) != other.get(name)]
     return f"{probe['kind']} probes with unlike {', '.join(settings)}" if settings else ""
 

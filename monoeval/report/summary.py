@@ -13,6 +13,7 @@ from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Summary, Table
 from monoeval.report.scores import Scores, mean_measures
+from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
 
 ALPHA = 0.05
@@ -163,7 +164,7 @@ def _about_probes(scores: Scores) -> list[str]:
 
 def _certificate(rows: Sequence[Row]) -> str:
     """How far the objectives of probes can lie from their optimum: the largest bound, rounded up."""
-    kinds = " and ".join(dict.fromkeys(row.probe_kind for row in rows))
+    kinds = listed(list(dict.fromkeys(row.probe_kind for row in rows)))
     worst = float(np.max([row.probe["gap"] for row in rows]))
     if not np.isfinite(worst):
         return f"How far the {kinds} probes lie from their optimum was not proven for every score."

@@ -101,8 +101,13 @@ def about(summary: Summary) -> str:
     failed = f", {len(summary.rows) - ok} without a result" if ok < len(summary.rows) else ""
     arms = f"{len(summary.arms)} arm{'s' if len(summary.arms) != 1 else ''}"
     kinds = list(dict.fromkeys(summary.probes.values()))
-    probes = "" if kinds == ["logistic"] else f", {' and '.join(kinds)} probes"
+    probes = "" if kinds == ["logistic"] else f", {listed(kinds)} probes"
     return f"{arms}, {seeds}, {ok} scores{failed}{probes}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def lead(table: Table) -> str:

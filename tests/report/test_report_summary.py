@@ -243,7 +243,7 @@ def test_a_difference_of_probes_is_shown_said_and_not_judged(run_folder: Make) -
     comparison = claim(summary, "clean", "gce")
     assert comparison.baseline.primary.interval.mean == 0.25
     assert comparison.adjusted_p is None
-    says = "gce against logistic probes: a difference of probes, not of codes"
+    says = "gce and logistic probes: a difference of probes, not of codes alone"
     assert says in comparison.baseline.primary.remarks
     assert says in comparison.notes
     assert sum("a difference of probes" in note for _, c in summary.claims for note in c.notes) == 1
@@ -269,7 +269,7 @@ def test_a_control_with_another_probe_leaves_no_verdict(run_folder: Make) -> Non
         run.score(arm, bits("1110"))
     comparison = claim(summarise(run.folder), "clean")
     assert comparison.kind == "no verdict"
-    assert comparison.notes[0].startswith("against gce: logistic against gce probes")
+    assert comparison.notes[0].startswith("against gce: logistic and gce probes")
 
 
 def test_the_paper_probe_is_called_another_protocol(run_folder: Make) -> None:
