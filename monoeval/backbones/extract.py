@@ -87,7 +87,11 @@ class _Entry:
             transform,
         )
         rows = max(1, min(SHARD_ROWS, SHARD_BYTES // (2 * backbone.width)))
-        change = f" under {transform.name} {transform.severity:g}" if transform else ""
+        change = ""
+        if transform:
+            # a view has no severity: its seed tells it from the others
+            number = transform.seed if transform.stage == "original" else transform.severity
+            change = f" under {transform.name} {number:g}"
         about: dict[str, object] = {
             "what": f"{len(images)} × {backbone.width} features of {images.name}{change} by {backbone.name}",
             "backbone": backbone.name,
@@ -172,8 +176,8 @@ def _ahead(
 ) -> Iterator[tuple[int, _Entry, bool, Tensor]]:
     """Prepared batches (shard, entry, whether the shard ends, [B, 3, S, S]), a few ahead of the network.
 
-    An image is decoded and resized once for all entries. A batch waits, in the pool, for its images; they were
-    handed to the pool before it, so it never waits for work behind it.
+    An image is decoded once for all entries, and resized once for all but random views. A batch waits, in the
+    pool, for its images; they were handed to the pool before it, so it never waits for work behind it.
     """
     size = BATCH.get(backbone.device.type, 32)
     waiting: deque[tuple[int, _Entry, bool, Future[Tensor]]] = deque()
@@ -186,9 +190,13 @@ def _ahead(
         rows = entries[0].slice(shard)
         for start in range(0, max(1, len(rows)), size):
             chosen = rows[start : start + size]
-            decoded = [pool.submit(_decode, backbone, images, row) for row in chosen]
+            originals = [pool.submit(images.read, row) for row in chosen]
+            squares = []
+            if not all(_of_original(entry.transform) for entry in entries):
+                squares = [pool.submit(_square, backbone, original) for original in originals]
             ids = images.ids[rows.start + start : rows.start + start + len(chosen)]
             for entry in entries:
+                decoded = originals if _of_original(entry.transform) else squares
                 future = pool.submit(_prepare, backbone, decoded, ids, entry.transform)
                 waiting.append((shard, entry, start + size >= len(rows), future))
                 if len(waiting) > AHEAD:
@@ -197,19 +205,27 @@ def _ahead(
         yield first()
 
 
-def _decode(backbone: Backbone, images: ImageSet, row: int) -> Image:
-    return backbone.preprocess.image(images.read(row))
+def _of_original(transform: Transform | None) -> bool:
+    return transform is not None and transform.stage == "original"
+
+
+def _square(backbone: Backbone, original: Future[Image]) -> Image:
+    return backbone.preprocess.image(original.result())
 
 
 def _prepare(
     backbone: Backbone, decoded: list[Future[Image]], ids: NDArray[np.str_], transform: Transform | None
 ) -> Tensor:
-    size = backbone.preprocess.image_size
-    pixels = np.stack([f.result() for f in decoded]) if decoded else np.empty((0, size, size, 3), np.uint8)
-    if transform is None:
-        return backbone.preprocess.tensor(pixels)
-    from monoeval.data.transforms import add_noise, corrupt
+    from monoeval.data.transforms import add_noise, corrupt, view
 
+    size = backbone.preprocess.image_size
+    images = [future.result() for future in decoded]
+    if transform is not None and transform.stage == "original":
+        parts = (view(image, str(name), transform) for image, name in zip(images, ids, strict=True))
+        images = [backbone.preprocess.squeezed(part) for part in parts]
+    pixels = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
+    if transform is None or transform.stage == "original":
+        return backbone.preprocess.tensor(pixels)
     if transform.stage == "image":
         return backbone.preprocess.tensor(corrupt(pixels, ids, transform))
     return torch.from_numpy(add_noise(backbone.preprocess.tensor(pixels).numpy(), ids, transform))

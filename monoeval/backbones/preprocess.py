@@ -50,10 +50,17 @@ class Preprocess(Spec):
             new_width, new_height = target, int(target * height / width)
         else:
             new_width, new_height = int(target * width / height), target
-        if (new_width, new_height) != (width, height):
-            picture = Pillow.fromarray(image)
-            image = np.asarray(picture.resize((new_width, new_height), RESAMPLING[self.interpolation]))
-        return self._crop(image)
+        return self._crop(self._resized(image, new_width, new_height))
+
+    def squeezed(self, image: Image) -> Image:
+        """Resize the whole of uint8 RGB [h, w, 3] to a new uint8 [S, S, 3], whatever its aspect ratio."""
+        return self._resized(image, self.image_size, self.image_size).copy()
+
+    def _resized(self, image: Image, width: int, height: int) -> Image:
+        if image.shape[:2] == (height, width):
+            return image
+        picture = Pillow.fromarray(np.ascontiguousarray(image))
+        return np.asarray(picture.resize((width, height), RESAMPLING[self.interpolation]))
 
     def _crop(self, image: Image) -> Image:
         size = self.image_size

@@ -40,10 +40,14 @@ def named_data(value: object) -> object:
 
 
 class Transform(Spec):
-    """A change to test images: a corruption of uint8 pixels or noise on the normalised tensor."""
+    """A change to images: a random view, a corruption, or noise.
+
+    The stage says to what: the image as it was read (`original`), the uint8 square that the backbone's
+    preprocessing makes of it (`image`), or the normalised tensor (`tensor`).
+    """
 
     name: str
-    stage: Literal["image", "tensor"]
+    stage: Literal["original", "image", "tensor"]
     severity: float
     seed: int = 0
 

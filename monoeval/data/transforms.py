@@ -1,4 +1,4 @@
-"""Corruptions of test images and noise on test tensors.
+"""Corruptions of test images, noise on test tensors, and random views of training images.
 
 The corruptions and their constants are those of Hendrycks and Dietterich, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations" (2019), made on the fly: images of 64 pixels and more take
@@ -6,6 +6,7 @@ the ImageNet-C table, smaller ones the CIFAR-C table. Every draw is a function o
 seed) alone: not of the batch, the order, or how many workers there are.
 """
 
+import math
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Literal
@@ -24,6 +25,10 @@ Level = Any  # a row of a severity table: a number or a pair
 SMALL = 64
 
 NOISES = ("gaussian", "uniform", "uniform-centred")
+
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+ATTEMPTS = 10
 
 
 def corruption_table(size: int) -> Table:
@@ -197,3 +202,31 @@ def add_noise(x: NDArray[np.float32], ids: NDArray[np.str_], transform: Transfor
             noise = rng.random(x.shape[1:], dtype=np.float32) - shift
         out[row] = x[row] + scale * noise
     return out
+
+
+def views(count: int) -> list[Transform]:
+    """The first `count` random views, for `extract`; a smaller count is a part of a larger one."""
+    return [Transform(name="view", stage="original", severity=0, seed=seed) for seed in range(count)]
+
+
+def view(image: Image, row_id: str, transform: Transform) -> Image:
+    """A random part [h, w, 3] of uint8 [H, W, 3], mirrored in half of the draws; resizing it is the caller's.
+
+    The crop of Szegedy et al. 2015 (arXiv 1409.4842), which contrastive learning and its linear probes train on:
+    uniform in its share of the area (8 to 100 %), log-uniform in its aspect ratio (3:4 to 4:3), anywhere in the
+    image. Draws that do not fit are drawn again; after ten, it is the largest central crop of such a ratio.
+    """
+    rng = _rng(row_id, transform)
+    height, width = image.shape[:2]
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+            break
+    else:
+        wide, high = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+        top, left = (height - high) // 2, (width - wide) // 2
+    part = image[top : top + high, left : left + wide]
+    return part[:, ::-1] if rng.random() < 0.5 else part

@@ -20,12 +20,13 @@ from monoeval.backbones.load import Backbone, choose_device, load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
-from monoeval.data.transforms import corruption_table
+from monoeval.data.transforms import corruption_table, views
 from monoeval.keys import key
 from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
 from monoeval.probes.problem import Choice, Probes, Problem
+from monoeval.probes.spec import Paper
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
 from monoeval.suite.plan import (
@@ -55,13 +56,20 @@ def score(group: Group, device: str) -> list[Score]:
     started = time.perf_counter()
     backbone, identity_key = _backbone(group, device)
     train = load(group.data).train
-    features = extract(backbone, identity_key, train, [None])[0]
+    changes = views(group.probe.n_views) if isinstance(group.probe, Paper) else []
+    features, *seen = extract(backbone, identity_key, train, [None, *changes])
     adapter = fit_cached(group.arm.adapter, features, None, seed=group.adapter_seed, device=backbone.device)
     codes = Codes(features, adapter, backbone.device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    probes = fit_probes(TrainingCodes.of(codes), problems, len(train.class_names), group.probe)
+    probes = fit_probes(
+        TrainingCodes.of(codes),
+        problems,
+        len(train.class_names),
+        group.probe,
+        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen],
+    )
     probe_of = {fit: position for position, fit in enumerate(fits)}
 
     by_test: dict[str, list[int]] = defaultdict(list)

@@ -15,7 +15,7 @@ from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.cache import clear, entries, trim, verify
 from monoeval.data.images import Transform
-from monoeval.data.transforms import add_noise, corrupt
+from monoeval.data.transforms import add_noise, corrupt, view, views
 from monoeval.errors import MonoevalError, UsageError
 
 BLUR = Transform(name="gaussian_noise", stage="image", severity=2)
@@ -57,6 +57,24 @@ def test_one_pass_serves_all_transforms(backbone, pictures):
     assert sets[0].key == sets[3].key
     for features, change in zip(sets, [None, BLUR, NOISE], strict=False):
         torch.testing.assert_close(features.load(), plain(backbone, pictures, change), rtol=2e-3, atol=2e-3)
+
+
+def test_views_are_cut_from_the_images_as_they_were_read(backbone, pictures):
+    reads = []
+    counted = replace(pictures, read=lambda row: (reads.append(row), pictures.read(row))[1])
+    sets = extract(backbone, "id", counted, [*views(2), BLUR])
+    assert sorted(reads) == list(range(70))
+    for features, change in zip(sets, views(2), strict=False):
+        parts = [view(pictures.read(row), str(pictures.ids[row]), change) for row in range(70)]
+        tensor = backbone.preprocess.tensor(np.stack([backbone.preprocess.squeezed(part) for part in parts]))
+        torch.testing.assert_close(features.load(), backbone(tensor), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(sets[2].load(), plain(backbone, pictures, BLUR), rtol=2e-3, atol=2e-3)
+    assert (sets[0].load() != sets[1].load()).any()
+    assert extract(backbone, "id", pictures, views(3))[0].key == sets[0].key
+    told = [
+        entry.what.partition("pictures")[2].partition(" by")[0] for entry in entries() if entry.kind == "features"
+    ]
+    assert sorted(told) == [" under gaussian_noise 2", " under view 0", " under view 1", " under view 2"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

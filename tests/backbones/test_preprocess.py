@@ -49,3 +49,11 @@ def test_image_leaves_its_input_alone():
     out = Preprocess(image_size=16, crop_pct=1.0).image(image)
     out[:] = 0
     assert (image == 7).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 50), (7, 3), (16, 16)])
+def test_squeezed_takes_the_whole_image(height, width):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    ours = Preprocess(image_size=16).squeezed(image[:, ::-1])
+    mirrored = Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    np.testing.assert_array_equal(ours, np.asarray(mirrored.resize((16, 16), Image.Resampling.BICUBIC)))
