@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from monoeval.backbones import records
+from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
+from monoeval.probes.spec import Paper
 from monoeval.suite.ledger import Row, read_rows
 from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images, tested_rows
 from monoeval.suite.recipe import Recipe
@@ -73,6 +75,8 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
         record = records.read(identity_key)
         width = group.backbone.pretrain.width if group.backbone.pretrain else record.get("width")
         wanted = [(load(data).train, None), *((test_images(t.test), t.test.transform) for t in group.trials)]
+        if isinstance(group.probe, Paper):
+            wanted += [(load(data).train, view) for view in views(group.probe.n_views)]
         for images, transform in wanted:
             place = (identity_key, images.fingerprint, transform.model_dump_json() if transform else "")
             if place in seen:

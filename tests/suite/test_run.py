@@ -191,13 +191,13 @@ def test_scores_that_are_not_numbers_are_marked(
     import monoeval.suite.frozen as frozen
 
     monkeypatch.setenv("MONOEVAL_CACHE", str(undisturbed[0] / "cache"))
-    monkeypatch.setattr(frozen, "fit_probes", lambda codes, *rest: _nan_probes(codes, *rest))
+    monkeypatch.setattr(frozen, "fit_probes", _nan_probes)
     broken = run({**RECIPE, "scenarios": ["clean"], "seeds": 1}, out=tmp_path)
     assert {row.status for row in broken.rows} == {"nan"}
     assert len(broken.failed) == len(broken.rows) == 3
 
 
-def _nan_probes(codes: Any, problems: Any, n_classes: int, spec: Any) -> Any:  # noqa: ARG001
+def _nan_probes(codes: Any, problems: Any, n_classes: int, *_: Any, **__: Any) -> Any:
     import torch
 
     from monoeval.probes.problem import Choice, LinearProbes
@@ -346,6 +346,17 @@ def test_a_forecast_counts_what_a_run_makes(
     assert (cached["images to extract"], cached["images in the cache"]) == (0, 800)
     after = forecast(load_recipe(RECIPE), folder / "runs")
     assert (after["scores to make"], after["scores there already"]) == (0, len(rows))
+
+
+@pytest.mark.parametrize(("settings", "passes"), [({"epochs": 3}, 3), ({"epochs": 3, "views": 2}, 2)])
+def test_a_forecast_counts_the_views_of_the_paper_probe(
+    tmp_path: Path, settings: dict[str, int], passes: int
+) -> None:
+    few = {**RECIPE, "seeds": 1, "arms": RECIPE["arms"][:1], "scenarios": ["clean"]}
+    cached = forecast(load_recipe({**few, "probe": "paper-cached"}), tmp_path)
+    assert cached["images to extract"] == 100 + 100  # training and test rows
+    paper = forecast(load_recipe({**few, "probe": {"kind": "paper", **settings}}), tmp_path)
+    assert paper["images to extract"] == 100 + 100 + passes * 100
 
 
 def test_a_forecast_passes_over_runs_of_another_version(tmp_path: Path) -> None:
