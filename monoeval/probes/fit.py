@@ -10,19 +10,32 @@ from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.means import fit_means
 from monoeval.probes.neighbours import fit_neighbours
+from monoeval.probes.paper import fit_paper
 from monoeval.probes.problem import LinearProbes, Probes, Problem
 from monoeval.probes.ridge import fit_ridge
 from monoeval.probes.select import fit_selected
-from monoeval.probes.spec import KNN, Gradient, NearestMean, Ridge
+from monoeval.probes.spec import KNN, Gradient, NearestMean, Paper, PaperCached, Ridge
 from monoeval.spec import Spec
 
 
-def fit_probes(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, spec: Spec) -> Probes:
+def fit_probes(
+    codes: TrainingCodes,
+    problems: Sequence[Problem],
+    n_classes: int,
+    spec: Spec,
+    *,
+    views: Sequence[TrainingCodes] = (),
+) -> Probes:
     """Tune and fit one probe a problem on shared codes [N, M]; `spec` is any of `probes.spec.PROBES`.
 
+    `views` are codes of random views of the same rows, which the kind `paper` is trained on and no other reads.
     Raises MonoevalError for codes that are not finite, UsageError for problems that cannot be fitted.
     """
     _check(codes, problems, n_classes)
+    if isinstance(spec, Paper) and len(views) != spec.n_views:
+        raise UsageError(f"This probe needs codes of {spec.n_views} views, not {len(views)}: choose paper-cached.")
+    if isinstance(spec, Paper | PaperCached):
+        return fit_paper(views if isinstance(spec, Paper) else [codes], problems, n_classes, spec)
     if isinstance(spec, Ridge):
         return fit_ridge(codes, problems, n_classes, spec)
     if isinstance(spec, NearestMean):

@@ -1,8 +1,8 @@
 """How a recipe asks for a probe: one class a kind, told apart by `kind`. No torch."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from monoeval.spec import Spec
 
@@ -86,14 +86,29 @@ class KNN(Spec):
 
 
 class _Paper(Spec):
-    """The paper's linear probe: minibatches, a fixed number of epochs, nothing tuned for an arm."""
+    """The paper's linear probe: minibatches, a fixed number of epochs, nothing tuned for an arm.
+
+    `lars` is what its public code does on CIFAR, `sgd` what it does on ImageNet-100: the choice of optimiser
+    brings the other settings with it, where they are not given.
+    """
 
     optimiser: Literal["lars", "sgd"] = "lars"
-    rate: Annotated[float, Field(gt=0)] = 0.4
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.4
+    """1.5 with `sgd`."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine`: linear warm-up over a fifth of the steps, then a half cosine to 0. `constant` with `sgd`."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    """0 with `sgd`."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     epochs: Annotated[int, Field(ge=1)] = 50
     batch: Annotated[int, Field(ge=1)] = 256
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_on_imagenet(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("optimiser") == "sgd":
+            return {"rate": 1.5, "schedule": "constant", "weight_decay": 0.0, **value}
+        return value
 
 
 class PaperCached(_Paper):
@@ -108,6 +123,11 @@ class Paper(_Paper):
     kind: Literal["paper"] = "paper"
     views: Annotated[int, Field(ge=1)] | None = None
     """Augmented views that are extracted, used in turns; None: one an epoch."""
+
+    @property
+    def n_views(self) -> int:
+        """How many views of the training images are extracted."""
+        return min(self.views or self.epochs, self.epochs)
 
 
 PROBES: dict[str, type[Spec]] = {
