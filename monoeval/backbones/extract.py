@@ -188,15 +188,12 @@ def _ahead(
 
     for shard, entries in missing.items():
         rows = entries[0].slice(shard)
+        stages = {_stage(entry.transform) for entry in entries}
         for start in range(0, max(1, len(rows)), size):
             chosen = rows[start : start + size]
-            originals = [pool.submit(images.read, row) for row in chosen]
-            squares = []
-            if not all(_of_original(entry.transform) for entry in entries):
-                squares = [pool.submit(_square, backbone, original) for original in originals]
+            decoded = [pool.submit(_decode, backbone, images, row, stages) for row in chosen]
             ids = images.ids[rows.start + start : rows.start + start + len(chosen)]
             for entry in entries:
-                decoded = originals if _of_original(entry.transform) else squares
                 future = pool.submit(_prepare, backbone, decoded, ids, entry.transform)
                 waiting.append((shard, entry, start + size >= len(rows), future))
                 if len(waiting) > AHEAD:
@@ -205,26 +202,32 @@ def _ahead(
         yield first()
 
 
-def _of_original(transform: Transform | None) -> bool:
-    return transform is not None and transform.stage == "original"
+def _stage(transform: Transform | None) -> str:
+    """What a transform is made from: the image as it was read, or the square that preprocessing makes of it."""
+    return "original" if transform is not None and transform.stage == "original" else "square"
 
 
-def _square(backbone: Backbone, original: Future[Image]) -> Image:
-    return backbone.preprocess.image(original.result())
+def _decode(backbone: Backbone, images: ImageSet, row: int, stages: set[str]) -> dict[str, Image]:
+    original = images.read(row)
+    return {stage: original if stage == "original" else backbone.preprocess.image(original) for stage in stages}
 
 
 def _prepare(
-    backbone: Backbone, decoded: list[Future[Image]], ids: NDArray[np.str_], transform: Transform | None
+    backbone: Backbone,
+    decoded: list[Future[dict[str, Image]]],
+    ids: NDArray[np.str_],
+    transform: Transform | None,
 ) -> Tensor:
     from monoeval.data.transforms import add_noise, corrupt, view
 
     size = backbone.preprocess.image_size
-    images = [future.result() for future in decoded]
-    if transform is not None and transform.stage == "original":
-        parts = (view(image, str(name), transform) for image, name in zip(images, ids, strict=True))
-        images = [backbone.preprocess.squeezed(part) for part in parts]
-    pixels = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
-    if transform is None or transform.stage == "original":
+    stage = _stage(transform)
+    given = [future.result()[stage] for future in decoded]
+    if transform is not None and stage == "original":
+        parts = (view(image, str(name), transform) for image, name in zip(given, ids, strict=True))
+        given = [backbone.preprocess.squeezed(part) for part in parts]
+    pixels = np.stack(given) if given else np.empty((0, size, size, 3), np.uint8)
+    if transform is None or stage == "original":
         return backbone.preprocess.tensor(pixels)
     if transform.stage == "image":
         return backbone.preprocess.tensor(corrupt(pixels, ids, transform))
