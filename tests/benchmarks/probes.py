@@ -371,7 +371,7 @@ def scaling(setting: Setting) -> Case:
     width, ks = (512, (4, 8, 16)) if setting.quick else (4_096, (8, 16, 32, 64, 128))
     case, points = Case("scaling"), []
     for name, middle in sizes.items():
-        for value in (middle // 4, middle // 2, middle, middle * 2, middle * 4):
+        for value in [int(factor * middle) for factor in ((0.5, 1, 2) if setting.quick else (0.25, 0.5, 1, 2, 4))]:
             size = sizes | {name: value}
             rows, clean = Source(size["D"], size["C"]).draw(size["N"], stream=1)
             labels_pn = noisy(clean, size["C"], (0.3,), seeds=size["P"])
