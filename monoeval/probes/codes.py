@@ -90,6 +90,21 @@ class TrainingCodes:
             else:
                 yield rows, self._scaled(self.held[rows])
 
+    def whole(self) -> Tensor:
+        """All codes [N, M] as a new float32 tensor; only where that fits."""
+        return torch.cat([c.dense() if isinstance(c, SparseRows) else c for _, c in self.chunks()])
+
+    def compact(self, rows: Tensor) -> tuple[Tensor | slice, Tensor]:
+        """Codes [n, A] of a few rows on the columns they use, and those columns (all of them for dense codes)."""
+        if not isinstance(self.held, SparseRows):
+            return slice(None), self.dense(rows.cpu().numpy())
+        values, indices = self.held.values[rows], self.held.indices[rows]
+        columns, place = torch.unique(indices[values != 0], return_inverse=True)
+        codes_na = values.new_zeros(len(rows), len(columns))
+        at = (values != 0).nonzero()[:, 0]
+        codes_na.index_put_((at, place), values[values != 0], accumulate=True)
+        return columns, codes_na / self.scale
+
     def dense(self, rows: Ints) -> Tensor:
         """Codes [n, M] of a few rows, as float32."""
         if isinstance(self.held, Codes):

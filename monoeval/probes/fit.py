@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from monoeval.data.images import Ints
 from monoeval.errors import UsageError
@@ -11,7 +10,7 @@ from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.means import fit_means
 from monoeval.probes.neighbours import fit_neighbours
 from monoeval.probes.paper import fit_paper
-from monoeval.probes.problem import LinearProbes, Probes, Problem
+from monoeval.probes.problem import Probes, Problem
 from monoeval.probes.ridge import fit_ridge
 from monoeval.probes.select import fit_selected
 from monoeval.probes.spec import KNN, Gradient, NearestMean, Paper, PaperCached, Ridge
@@ -43,12 +42,7 @@ def fit_probes(
     if isinstance(spec, KNN):
         return fit_neighbours(codes, problems, n_classes, spec)
     assert isinstance(spec, Gradient)
-    fitted = fit_selected(codes.dense(np.arange(len(codes))), problems, n_classes, spec)
-    return LinearProbes(
-        torch.stack([one.weights_cm for one in fitted]).div_(codes.scale),
-        torch.stack([one.intercept_c for one in fitted]),
-        [one.choice for one in fitted],
-    )
+    return fit_selected(codes, problems, n_classes, spec)
 
 
 def _check(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int) -> None:

@@ -18,41 +18,42 @@ from torch import Tensor
 
 from monoeval.data.images import Ints
 from monoeval.probes.batch import Batch, batches
-from monoeval.probes.logistic import solve
-from monoeval.probes.problem import Choice, Problem
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.logistic import minimise
+from monoeval.probes.objective import Loss, Objective, Point
+from monoeval.probes.problem import Choice, LinearProbes, Problem
 from monoeval.probes.spec import Gradient
 from monoeval.progress import bar
 
 LOWEST, HIGHEST = 1e-9, 1e3
 """How far a grid is extended, a decade at a time, while the choice lies at its edge."""
-PATH_TOLERANCE = 2e-6
-"""Validation losses need fewer digits than the probe that is kept."""
+PATH_TOLERANCE = 1e-4
+"""Of the fits whose validation losses are compared, which end by their estimate too."""
 
 
-@dataclass(frozen=True)
-class Selected:
-    """One tuned and fitted classifier on the codes as they were given."""
-
-    weights_cm: Tensor  # [C, M] float32
-    intercept_c: Tensor  # [C] float32; -inf for classes without a training row
-    choice: Choice
-
-
-def fit_selected(codes_nm: Tensor, problems: Sequence[Problem], n_classes: int, spec: Gradient) -> list[Selected]:
-    """Tune and fit one classifier a problem on shared float32 codes [N, M].
+def fit_selected(
+    codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, spec: Gradient
+) -> LinearProbes:
+    """Tune and fit one classifier a problem on shared codes [N, M].
 
     Problems with `validation_rows` are tuned on those and fitted on `rows` alone, so that k shots mean k; the
     others are tuned by `spec.folds` folds (a held-out fifth from 5,000 rows on) and fitted again on all their
     rows. A grid of one value is taken as it is, with a validation loss of NaN. The path ends early for a
     problem whose loss was worse than the best by more than a standard error at two values in a row. Validation
-    rows of a class that the fold's training rows lack are left out, the same rows at every λ.
+    rows of a class that the fold's training rows lack are left out, the same rows at every λ. Losses on validation
+    rows are those that are minimised: log-loss for the logistic probe.
     """
-    fitted: dict[int, Selected] = {}
+    weights = torch.empty(len(problems), n_classes, codes.width, device=codes.device)
+    intercept = torch.empty(len(problems), n_classes, device=codes.device)
+    choices: dict[int, Choice] = {}
     with bar("Fitting probes", len(problems), "probe") as advance:
-        for batch in batches(codes_nm, problems, spec.folds):
-            fitted.update(_Path(batch, n_classes, spec).fit())
+        for batch in batches(codes, problems, n_classes, spec.folds, spec.balanced):
+            fitted = _Path(batch, n_classes, spec).fit()
+            members = torch.tensor(batch.members, device=codes.device)
+            weights[members], intercept[members] = fitted.weights_pcm, fitted.intercept_pc
+            choices.update(zip(batch.members, fitted.choices, strict=True))
             advance(len(batch.members))
-    return [fitted[i] for i in range(len(problems))]
+    return LinearProbes(weights.div_(codes.scale), intercept, [choices[i] for i in range(len(problems))])
 
 
 @dataclass
@@ -107,100 +108,106 @@ class _Path:
     """The λ path of one batch."""
 
     def __init__(self, batch: Batch, n_classes: int, spec: Gradient) -> None:
-        self.batch, self.n_classes = batch, n_classes
+        self.batch, self.n_classes, self.loss = batch, n_classes, Loss.of(spec)
         self.grid = sorted({float(l2) for l2 in spec.l2}, reverse=True)
         self.tunings = [_Tuning(spec.rule) for _ in batch.members]
         # where each refit starts; what lies above the choice so far is dropped, as wide ones fill the memory
-        self.classifiers: list[dict[float, tuple[Tensor, Tensor]]] = [{} for _ in batch.members]
-        self.start: tuple[Tensor, Tensor] | None = None  # of all folds, from the λ before
+        self.found: list[dict[float, Tensor]] = [{} for _ in batch.members]
+        # of all folds, at the λ before
+        self.x: Tensor | None = None
+        self.at: Point | None = None
 
-    def fit(self) -> dict[int, Selected]:
-        """The probes by the index of their problem."""
+    @torch.no_grad()
+    def fit(self) -> LinearProbes:
+        """The probes of the batch's members, in their order."""
         batch, tuned = self.batch, len(self.grid) > 1
-        start = None
         if tuned:
             self._walk()
         chosen = [t.chosen if tuned else self.grid[0] for t in self.tunings]
+        l2_gp = torch.tensor(chosen, dtype=torch.float64, device=batch.rows.device).view(batch.shape)
+        objective = Objective(batch.rows, batch.labels, batch.weights, l2_gp, self.n_classes, self.loss, False)
+        x = None
         if tuned:
-            kept = [
+            nearest = [
                 have[min(have, key=lambda x: abs(np.log(x / l2)))]
-                for have, l2 in zip(self.classifiers, chosen, strict=True)
+                for have, l2 in zip(self.found, chosen, strict=True)
             ]
-            start = (
-                batch.by_group(torch.stack([weights for weights, _ in kept])),
-                batch.by_group(torch.stack([intercept for _, intercept in kept])),
+            x = objective.adopt(batch.by_group(torch.stack(nearest)))
+        descent = minimise(objective, x)
+        weights, intercept = batch.rows.leave(descent.x)
+        intercept = intercept.masked_fill(~objective.present, -torch.inf)
+        gaps, converged = descent.gap.flatten().tolist(), descent.converged.flatten().tolist()
+        choices = [
+            Choice(
+                l2=chosen[i],
+                validation_loss=tuning.mean(chosen[i]) if tuned else float("nan"),
+                at_edge=tuned and chosen[i] in (min(tuning.losses), max(tuning.losses)),
+                converged=converged[i],
+                measures={"gap": gaps[i]} if self.loss.convex else {},
             )
-        l2_gp = torch.tensor(chosen, dtype=torch.float64, device=batch.labels.device).view(batch.shape)
-        solution = solve(batch.basis, batch.labels, batch.row_weights(), l2_gp, self.n_classes, start)
-        weights, intercepts = solution.weights_gpcm.flatten(0, 1), solution.intercept_gpc.flatten(0, 1)
-        converged = solution.converged_gp.flatten().tolist()
-        return {
-            index: Selected(
-                weights[i].clone(),
-                intercepts[i].clone(),
-                Choice(
-                    l2=chosen[i],
-                    validation_loss=tuning.mean(chosen[i]) if tuned else float("nan"),
-                    at_edge=tuned and chosen[i] in (min(tuning.losses), max(tuning.losses)),
-                    converged=converged[i],
-                ),
-            )
-            for i, (index, tuning) in enumerate(zip(batch.members, self.tunings, strict=True))
-        }
+            for i, tuning in enumerate(self.tunings)
+        ]
+        return LinearProbes(weights.flatten(0, 1), intercept.flatten(0, 1), choices)
 
     def _walk(self) -> None:
         """Down the grid, on while the best is the lowest, then up while the choice is the highest."""
+        batch = self.batch
+        ones = torch.ones(
+            batch.shape[0], batch.shape[1] * batch.n_fits, dtype=torch.float64, device=batch.rows.device
+        )
+        labels = batch.labels.repeat_interleave(batch.n_fits, 1)
+        objective = Objective(batch.rows, labels, batch.fold_weights(), ones, self.n_classes, self.loss, True)
         for l2 in self.grid:
-            self._step(l2, [t.rises < 2 for t in self.tunings])
+            self._step(objective, l2, [t.rises < 2 for t in self.tunings])
         low, high = self.grid[-1], self.grid[0]
         while low > LOWEST * 1.001:
             below = float(f"{low / 10:.6g}")
-            self._step(below, [t.best == low for t in self.tunings])
+            self._step(objective, below, [t.best == low for t in self.tunings])
             low = below
-        self.start = None
+        self.x = self.at = None
         while high < HIGHEST / 1.001:
             above = float(f"{high * 10:.6g}")
-            self._step(above, [t.chosen == high for t in self.tunings])
+            self._step(objective, above, [t.chosen == high for t in self.tunings])
             high = above
 
-    def _step(self, l2: float, live: list[bool]) -> None:
+    def _step(self, objective: Objective, l2: float, live: list[bool]) -> None:
         """Fit all folds of the live problems at `l2` and score the rows that each left out."""
         if not any(live):
             return
         batch = self.batch
-        alive = torch.tensor(live).view(batch.shape)
-        index = alive.any(1 - batch.along).nonzero()[:, 0].to(batch.labels.device)
-        labels = batch.part(batch.labels, index).repeat_interleave(batch.n_fits, 1)
-        start = None
-        if self.start is not None:
-            weights, intercept = (batch.part(x, index).flatten(1, 2) for x in self.start)
-            start = weights, intercept
-        solution = solve(
-            batch.part_of_basis(index),
-            labels,
-            batch.fold_weights(index),
-            torch.full(labels.shape[:2], l2, dtype=torch.float64, device=labels.device),
-            self.n_classes,
-            start,
-            tolerance=PATH_TOLERANCE,
-        )
-        fits = (solution.weights_gpcm, solution.intercept_gpc)
-        loss = batch.losses(*fits, index).flatten(0, 1).double().cpu().numpy()
-        weights, intercept = (x.view(len(x), -1, batch.n_fits, *x.shape[2:]) for x in fits)
-        if len(index) == batch.shape[batch.along]:
-            self.start = weights, intercept
-        elif self.start is not None:
-            for kept, new in zip(self.start, (weights, intercept), strict=True):
-                kept.index_copy_(batch.along, index, new)
-        mean_weights, mean_intercept = weights.mean(2).flatten(0, 1), intercept.mean(2).flatten(0, 1)
-        members = (
-            torch.arange(len(live)).view(batch.shape).index_select(batch.along, index.cpu()).flatten().tolist()
-        )
+        # parts are groups, or the problems of a single group with all their folds
+        along = 0 if batch.shape[0] > 1 else 1
+        alive = torch.tensor(live).view(batch.shape).any(1 - along)
+        index = alive.nonzero()[:, 0].to(batch.rows.device)
+        folds = torch.arange(batch.n_fits, device=index.device)
+        fits = index if along == 0 else (index[:, None] * batch.n_fits + folds).flatten()
+        part = objective.at(torch.full_like(objective.l2, l2))
+        x, at = self.x, self.at
+        if not bool(alive.all()):
+            part.take(along, fits)
+            x = None if x is None else x.index_select(along, fits)
+            at = None if at is None else at.take(along, fits)
+        descent = minimise(part, x, at, tolerance=PATH_TOLERANCE, rough=True)
+        if self.x is None or self.at is None or bool(alive.all()):
+            self.x, self.at = (descent.x, descent.at) if bool(alive.all()) else (None, None)
+        else:
+            for mine, new in zip((self.x, *self.at.parts()), (descent.x, *descent.at.parts()), strict=True):
+                mine.index_copy_(along, fits, new)
+
+        labels, fold = batch.labels.index_select(along, index), batch.fold.index_select(along, index)
+        shape = (*labels.shape[:2], batch.n_fits)
+        judge = fold.clamp(0, batch.n_fits - 1)[:, :, None]
+        loss = descent.at.losses.view(*shape, -1).gather(2, judge)[:, :, 0]
+        seen = part.present.view(*shape, -1).gather(3, labels[:, :, None].expand(-1, -1, batch.n_fits, -1))
+        judged = (fold >= 0) & (fold < batch.n_fits) & seen.gather(2, judge)[:, :, 0]
+        rows = loss.masked_fill(~judged, torch.nan).flatten(0, 1).double().cpu().numpy()
+        mean_x = descent.x.view(*shape, *descent.x.shape[2:]).mean(2).flatten(0, 1)
+        members = torch.arange(len(live)).view(batch.shape).index_select(along, index.cpu()).flatten().tolist()
         for k, i in enumerate(members):
             if live[i]:
-                finite = np.isfinite(loss[k])
+                finite = np.isfinite(rows[k])
                 clusters = batch.clusters[i]
-                self.tunings[i].add(l2, loss[k][finite], None if clusters is None else clusters[finite])
-                self.classifiers[i][l2] = mean_weights[k].clone(), mean_intercept[k].clone()
+                self.tunings[i].add(l2, rows[k][finite], None if clusters is None else clusters[finite])
+                self.found[i][l2] = mean_x[k].clone()
                 limit = self.tunings[i].chosen
-                self.classifiers[i] = {x: kept for x, kept in self.classifiers[i].items() if x <= limit}
+                self.found[i] = {x: kept for x, kept in self.found[i].items() if x <= limit}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from monoeval.probes.logistic import Eigenbasis, solve
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.logistic import solve_grid
 
 GRID = [10.0**k for k in range(-6, 2)]
 
@@ -78,13 +79,12 @@ def optimum(codes, labels, weights, l2, n_classes):
 
 
 def fit(codes, labels, weights, grid=GRID, n_classes=4, **more):
-    n_problems = len(grid)
-    return solve(
-        torch.from_numpy(codes)[None],
-        torch.from_numpy(labels)[None, None].expand(1, n_problems, -1),
-        torch.from_numpy(weights)[None, None].expand(1, n_problems, -1),
-        torch.tensor(grid)[None],
+    return solve_grid(
+        TrainingCodes(torch.from_numpy(codes)),
+        torch.from_numpy(labels)[None],
+        grid,
         n_classes,
+        row_weights_pn=torch.from_numpy(weights)[None],
         **more,
     )
 
@@ -94,15 +94,15 @@ def test_reaches_the_optimum_on_every_l2(name):
     codes, labels, weights = case(name)
     solution = fit(codes, labels, weights)
     codes, weights = codes.astype(float), weights.astype(float)
-    assert solution.converged_gp.all()
+    assert solution.converged_pl.all()
     for p, l2 in enumerate(GRID):
         w, b = optimum(codes, labels, weights, l2, 4)
         best = objective(codes, labels, weights, l2, w, b)
-        ours_w = solution.weights_gpcm[0, p].double().numpy()
-        ours_b = solution.intercept_gpc[0, p].double().numpy()
+        ours_w = solution.weights_plcm[0, p].double().numpy()
+        ours_b = solution.intercept_plc[0, p].double().numpy()
         ours = objective(codes, labels, weights, l2, ours_w, ours_b)
         assert ours - best <= 2e-5 * best
-        assert float(solution.objective_gp[0, p]) == pytest.approx(best, rel=3e-5)
+        assert float(solution.objective_pl[0, p]) == pytest.approx(best, rel=3e-5)
         theirs = codes @ w.T + b
         top = np.sort(theirs, 1)
         clear = top[:, -1] - top[:, -2] > 0.02 * (1 + np.abs(top[:, -1]))
@@ -112,67 +112,35 @@ def test_reaches_the_optimum_on_every_l2(name):
 def test_a_missing_class_is_never_predicted():
     codes, labels, weights = case("missing class")
     solution = fit(codes, labels, weights)
-    assert (solution.intercept_gpc[:, :, 2] == -torch.inf).all()
-    assert (solution.weights_gpcm[:, :, 2] == 0).all()
-    assert solution.intercept_gpc[:, :, [0, 1, 3]].isfinite().all()
-
-
-def test_padded_groups_equal_single_problems():
-    codes, labels, weights = case("clusters")
-    lengths = [30, 90, 60]
-    grouped, marks, used = (
-        np.zeros((3, 90, 16), np.float32),
-        np.zeros((3, 2, 90), int),
-        np.zeros((3, 2, 90), np.float32),
-    )
-    for g, n in enumerate(lengths):
-        grouped[g, :n], marks[g, :, :n], used[g, :, :n] = codes[g : g + n], labels[g : g + n], 1
-    l2 = torch.tensor([[1e-4, 1e-1]]).expand(3, 2)
-    basis = Eigenbasis.of(torch.from_numpy(grouped), torch.from_numpy(used[:, 0] > 0))
-    together = solve(basis, torch.from_numpy(marks), torch.from_numpy(used), l2, 4)
-    for g, n in enumerate(lengths):
-        alone = fit(codes[g : g + n], labels[g : g + n], weights[:n], [1e-4, 1e-1])
-        assert torch.allclose(together.objective_gp[g], alone.objective_gp[0], rtol=1e-5)
-        assert torch.allclose(together.intercept_gpc[g], alone.intercept_gpc[0], atol=0.02)
+    assert (solution.intercept_plc[:, :, 2] == -torch.inf).all()
+    assert (solution.weights_plcm[:, :, 2] == 0).all()
+    assert solution.intercept_plc[:, :, [0, 1, 3]].isfinite().all()
 
 
 def test_neighbours_in_the_batch_change_nothing_that_matters_and_reruns_nothing_at_all():
     codes, labels, weights = case("noisy")
     all_of_them, again, alone = (fit(codes, labels, weights, grid) for grid in (GRID, GRID, GRID[2:3]))
-    assert torch.equal(all_of_them.weights_gpcm, again.weights_gpcm)
-    assert torch.allclose(all_of_them.objective_gp[0, 2], alone.objective_gp[0, 0], rtol=1e-5)
+    assert torch.equal(all_of_them.weights_plcm, again.weights_plcm)
+    assert torch.allclose(all_of_them.objective_pl[0, 2], alone.objective_pl[0, 0], rtol=1e-5)
 
 
 def test_turns_and_chunks_equal_one_pass(monkeypatch):
     codes, labels, weights = case("clusters")
     whole = fit(codes, labels, weights)
     monkeypatch.setattr("monoeval.probes.logistic.WORKING_SET", 4 * 4 * 17 * 28 * 3)
-    monkeypatch.setattr("monoeval.probes.logistic.CHUNK", 1)
-    monkeypatch.setattr("monoeval.probes.logistic.FEWEST_ROWS", 50)
+    monkeypatch.setattr("monoeval.probes.rows.CHUNK", 1)
+    monkeypatch.setattr("monoeval.probes.rows.FEWEST_ROWS", 50)
     parts = fit(codes, labels, weights)
-    assert torch.allclose(whole.objective_gp, parts.objective_gp, rtol=1e-5)
-
-
-def test_a_warm_start_saves_passes_and_reaches_the_same():
-    codes, labels, weights = case("clusters")
-    cold = fit(codes, labels, weights, [1e-4])
-    warm = fit(codes, labels, weights, [1e-4], start=(cold.weights_gpcm, cold.intercept_gpc))
-    assert warm.iterations < cold.iterations / 2
-    assert torch.allclose(warm.objective_gp, cold.objective_gp, rtol=1e-5)
-
-
-def test_too_few_passes_are_reported():
-    codes, labels, weights = case("clusters")
-    assert not fit(codes, labels, weights, [1e-6], max_iterations=3).converged_gp.any()
+    assert torch.allclose(whole.objective_pl, parts.objective_pl, rtol=1e-5)
 
 
 def test_wide_codes_without_a_rotation(monkeypatch):
-    monkeypatch.setattr("monoeval.probes.logistic.WIDEST_ROTATION", 4)
+    monkeypatch.setattr("monoeval.probes.rows.WIDEST_ROTATION", 4)
     codes, labels, weights = case("clusters")
     plain = fit(codes, labels, weights, [1e-3])
     w, b = optimum(codes.astype(float), labels, weights, 1e-3, 4)
     best = objective(codes.astype(float), labels, weights, 1e-3, w, b)
-    assert float(plain.objective_gp) == pytest.approx(best, rel=2e-5)
+    assert float(plain.objective_pl) == pytest.approx(best, rel=2e-5)
 
 
 def test_a_failed_eigendecomposition_costs_speed_and_nothing_else(monkeypatch):
@@ -182,4 +150,4 @@ def test_a_failed_eigendecomposition_costs_speed_and_nothing_else(monkeypatch):
     plain = fit(codes, labels, weights, [1e-3])
     w, b = optimum(codes.astype(float), labels, weights, 1e-3, 4)
     best = objective(codes.astype(float), labels, weights, 1e-3, w, b)
-    assert float(plain.objective_gp) == pytest.approx(best, rel=2e-5)
+    assert float(plain.objective_pl) == pytest.approx(best, rel=2e-5)
