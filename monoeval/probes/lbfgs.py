@@ -146,15 +146,12 @@ class Descent:
         present = objective.present[..., None].to(direction.dtype)
         share = present / present.sum(2, keepdim=True)
         direction -= (direction * present).sum(2, keepdim=True) * share
-        s = (at.spread / at.seen[..., None].clamp(min=1e-30)).clamp(min=1e-12).to(direction.dtype)[..., None]
+        s = (at.spread / at.seen[..., None].clamp(min=1e-30)).clamp(min=1e-12).to(direction.dtype)
         m = at.centre / at.spread.clamp(min=1e-30).to(direction.dtype)[..., None]
-        curvature = s * objective.rows.variances_gd[:, None, None] + objective.l2[..., None, None].to(
-            direction.dtype
-        )
         weights, intercept = direction[..., :-1], direction[..., -1:]
         weights -= m * intercept
-        weights /= curvature
-        intercept /= s
+        objective.rows.whiten(weights, s, objective.l2.to(direction.dtype))
+        intercept /= s[..., None]
         intercept -= (m * weights).sum(3, keepdim=True)
         direction -= (direction * present).sum(2, keepdim=True) * share
         direction *= present

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from monoeval.adapters.base import SparseRows
 from monoeval.data.images import Ints
@@ -52,9 +53,25 @@ class LinearProbes(Probes):
     weights_pcm: Tensor  # [P, C, M] float32
     intercept_pc: Tensor  # [P, C] float32; -inf for classes without a training row
     choices: Sequence[Choice]
+    _tables: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    """The weights of the members that were asked for last, as sparse codes read them."""
 
     def logits(self, codes_nm: Tensor | SparseRows, members: Sequence[int]) -> Tensor:
         chosen = torch.as_tensor(members, device=self.weights_pcm.device)
-        weights, intercept = self.weights_pcm[chosen].flatten(0, 1), self.intercept_pc[chosen].flatten()
-        codes = codes_nm.dense() if isinstance(codes_nm, SparseRows) else codes_nm
-        return torch.addmm(intercept, codes.to(weights.device), weights.T).view(len(codes), len(members), -1)
+        intercept = self.intercept_pc[chosen].flatten()
+        if isinstance(codes_nm, SparseRows):
+            values, indices = codes_nm.values.to(intercept.device), codes_nm.indices.to(intercept.device)
+            logits = (
+                embedding_bag(indices, self._table(members), per_sample_weights=values, mode="sum") + intercept
+            )
+        else:
+            weights = self.weights_pcm[chosen].flatten(0, 1)
+            logits = torch.addmm(intercept, codes_nm.to(weights.device), weights.T)
+        return logits.view(len(logits), len(members), -1)
+
+    def _table(self, members: Sequence[int]) -> Tensor:
+        """Weights [M, members · C]: each non-zero of a row gathers one of its rows."""
+        if (key := tuple(members)) not in self._tables:
+            self._tables.clear()
+            self._tables[key] = self.weights_pcm[list(key)].flatten(0, 1).T.contiguous()
+        return self._tables[key]

@@ -7,6 +7,7 @@ the optimum lies in the rows' span, so their Gram matrix is all that is needed.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ WIDEST_ROTATION = 4096
 KEPT = 2**30
 """Bytes of centred or transposed chunks that are kept from pass to pass; larger ones are made again."""
 SPARSE_ROWS = 4096
+LEADING, SUBSPACE_STEPS = 512, 2
+"""Axes of wider codes that a descent is started with, and the steps that find them."""
 CHUNK, FEWEST_ROWS = 2**20, 1024
 """Logits (4 MB) that stay in the cache between the two products of a pass, and the fewest rows of one product."""
 
@@ -72,10 +75,12 @@ class SparseChunk(Chunk):
     def of(cls, rows: slice, codes: SparseRows) -> "SparseChunk":
         n, k = codes.values.shape
         starts = torch.arange(0, n * k + 1, k, device=codes.values.device)
-        matrix = torch.sparse_csr_tensor(
-            starts, codes.indices.flatten(), codes.values.flatten(), (n, codes.width), check_invariants=False
-        )
-        return cls(rows, matrix, matrix.t().to_sparse_csr())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+            matrix = torch.sparse_csr_tensor(
+                starts, codes.indices.flatten(), codes.values.flatten(), (n, codes.width), check_invariants=False
+            )
+            return cls(rows, matrix, matrix.t().to_sparse_csr())
 
     def logits(self, weights: Tensor, offset_gk: Tensor, out: Tensor) -> Tensor:
         logits = shaped(out, (len(self.codes_nm), weights.shape[1]))
@@ -118,6 +123,11 @@ class Rows(ABC):
     def take(self, groups: Tensor) -> "Rows":
         """Some groups only."""
 
+    def whiten(self, direction_gpcd: Tensor, spread_gpc: Tensor, l2_gp: Tensor) -> None:
+        """Divide by spread · covariance + λ, in place."""
+        variances = self.variances_gd[:, None, None]
+        direction_gpcd /= spread_gpc[..., None] * variances + l2_gp[..., None, None]
+
 
 class Shared(Rows):
     """One group of all rows: rotated into the eigenbasis of its covariance where it is narrow enough."""
@@ -136,6 +146,9 @@ class Shared(Rows):
             self._centred = codes.whole().sub_(self.mean_m)
         self.axes_md, variances_d = self._principal_axes()
         self.variances_gd = variances_d[None]
+        self._leading: tuple[Tensor, Tensor] | None = None
+        if codes.width > WIDEST_ROTATION:
+            self._leading = self._leading_axes(min(LEADING, self.n // 2))
 
     def leave(self, parameters_gpck: Tensor) -> tuple[Tensor, Tensor]:
         turned, moved = parameters_gpck[..., :-1], parameters_gpck[..., -1]
@@ -177,6 +190,44 @@ class Shared(Rows):
     def take(self, groups: Tensor) -> "Shared":
         assert len(groups) == 1
         return self
+
+    def whiten(self, direction_gpcd: Tensor, spread_gpc: Tensor, l2_gp: Tensor) -> None:
+        if self._leading is None:
+            super().whiten(direction_gpcd, spread_gpc, l2_gp)
+            return
+        axes_mr, variances_r = self._leading
+        spread, l2 = spread_gpc[..., None], l2_gp[..., None, None]
+        rest = spread * self._rest + l2
+        inside = direction_gpcd @ axes_mr
+        inside *= 1 / (spread * variances_r + l2) - 1 / rest
+        direction_gpcd /= rest
+        direction_gpcd += inside @ axes_mr.T
+
+    def _leading_axes(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The leading axes [M, r] of the covariance and the variances along them, by subspace iteration.
+
+        Halko, Martinsson and Tropp (2011), algorithm 4.4. They serve to start a descent, so that few digits do.
+        """
+        generator = torch.Generator().manual_seed(0)
+        axes = torch.randn(self.codes.width, rank, generator=generator).to(self.device)
+        for _ in range(SUBSPACE_STEPS):
+            axes = torch.linalg.qr(self._covariance_times(axes))[0]
+        small = axes.T @ self._covariance_times(axes)
+        variances, turn = torch.linalg.eigh((small + small.T).double() / 2)
+        left = (self.variances_gd.double().sum() - variances.sum()).clamp(min=0)
+        self._rest = float(left / max(1, int((self.variances_gd > 0).sum()) - rank))
+        return axes @ turn.float(), variances.clamp(min=0).float()
+
+    def _covariance_times(self, axes_mr: Tensor) -> Tensor:
+        x = torch.cat([axes_mr.T, axes_mr.new_zeros(axes_mr.shape[1], 1)], 1)[None, None]
+        weights, offset = self.begin(x)
+        out, total = torch.zeros_like(weights), x.new_zeros(x.shape[:3])
+        room = x.new_empty(self.chunk_rows(x.shape[2]) * x.shape[2])
+        for chunk in self.chunks(x.shape[2]):
+            products = chunk.logits(weights, offset, room)
+            chunk.add(out, products)
+            total += products.sum(2)
+        return self.end(out, total)[0, 0, :, :-1].T / self.n
 
     def _sparse_chunks(self) -> Iterator[tuple[slice, SparseRows]]:
         for rows, chunk in self.codes.chunks(SPARSE_ROWS):
