@@ -23,6 +23,9 @@ ESTIMATE = 1e-5
 
 ROUGH_GAIN = 2e-5
 """A rough descent leaves a problem after a pass that gained less than this share of f."""
+ROUGH_PROMISE = 1e-3
+"""... or after a refused step, where the model does not promise more than this share of f: reduced products
+refuse steps near the end, but far from it a shorter step is all that is needed."""
 ROUNDING = 1e-8
 """Share of f that is taken for the rounding of sums in float32."""
 
@@ -31,8 +34,8 @@ class Descent:
     """Minimise an objective from `x` [G, P, C, D + 1] until each problem is certified within `tolerance`.
 
     `at` is what a pass gives at `x`, where that is known already. A `rough` descent also ends at the first step
-    that is refused or gains next to nothing. Afterwards `x`, `at`, `value`, `gap` (relative, proven),
-    `converged` and `passes` are those of each problem's last point.
+    that gains next to nothing, or is refused where little is to be gained. Afterwards `x`, `at`, `value`, `gap`
+    (relative, proven), `converged` and `passes` are those of each problem's last point.
     """
 
     def __init__(self, objective: Objective, x: Tensor, at: Point | None, tolerance: float, rough: bool) -> None:
@@ -65,7 +68,8 @@ class Descent:
             # by the penalty, not f: under a large λ f is all but constant, and what it says of W is little
             estimated = -0.5 * slope <= ESTIMATE * penalty
             if self.rough:
-                near = (certified & estimated) | (idle >= 1) | (step < 1)
+                hopeless = (step < 1) & (-0.5 * slope <= ROUGH_PROMISE * value)
+                near = (certified & estimated) | (idle >= 1) | hopeless
             else:
                 # rounding keeps some gaps from closing: three steps that gained nothing else end a problem too
                 near = (certified | ~torch.isfinite(bound) | (idle >= 3)) & estimated
