@@ -117,6 +117,7 @@ def solve_grid(
 ) -> Grid:
     """Fit P label sets [P, N] on shared codes at each of `l2s`, from the largest down, each from the one before.
 
+    Losses that are not convex start from the optimum of cross-entropy at the same λ instead.
     `row_weights_pn` are non-negative, 0 where a row is not used. Products are float32,
     sums of losses float64; a call that is repeated gives the same bits. The weights are for the codes
     as `codes` gives them, its scale divided out.
@@ -142,9 +143,12 @@ def solve_grid(
         whole = Objective(rows, labels, row_weights_pn[None, p], placeholder, n_classes, loss or Loss(), False)
         x = at = None
         for position in sorted(range(len(l2s)), key=lambda k: -l2s[k]):
-            descent = minimise(whole.at(placeholder * l2s[position]), x, at, tolerance=tolerance)
+            here = whole.at(placeholder * l2s[position])
+            descent = minimise(here.convex(), x, at, tolerance=tolerance)
             x, at = descent.x, descent.at
-            weights, intercept = rows.leave(x)
+            if not here.loss.convex:
+                descent = minimise(here, x)
+            weights, intercept = rows.leave(descent.x)
             out.weights_plcm[p, position] = weights[0]
             out.intercept_plc[p, position] = intercept[0].masked_fill(~whole.present[0], -torch.inf)
             out.objective_pl[p, position], out.gap_pl[p, position] = descent.value[0], descent.gap[0]

@@ -32,7 +32,7 @@ class Loss:
 
     With `smoothing` s the target is (1 - s)·one-hot + s/C over the classes that have rows. With `q`, ℓ is (1 -
     p_y^q)/q and the factor p_y^q. Else ℓ is α·CE - log(0)·β·(1 - p_y) and the factor α - log(0)·β·p_y, which is
-    cross-entropy as it stands. Neither of the last two is convex.
+    cross-entropy as it stands. The last two are taken as not convex, without a lower bound.
     """
 
     smoothing: float = 0.0
@@ -50,7 +50,7 @@ class Loss:
 
     @property
     def convex(self) -> bool:
-        return self.q is None and self.beta == 0
+        return self.q is None and self.beta == 0 and self.alpha == 1
 
     def factor(self, own: Tensor) -> Tensor | None:
         """What the residual p - e is multiplied by, from the probabilities of the true class; None: nothing."""
@@ -161,6 +161,18 @@ class Objective:
         """The same problems at other λ."""
         other = copy(self)
         other.l2 = l2_gp
+        return other
+
+    def convex(self) -> "Objective":
+        """The same problems under a loss with one optimum, from which those that have several are started.
+
+        Without it a path from a large λ, where all probabilities are alike, leads to poor stationary points: the
+        gradient of GCE vanishes with the probability of the true class.
+        """
+        if self.loss.convex:
+            return self
+        other = copy(self)
+        other.loss = Loss()
         return other
 
     def take(self, along: int, index: Tensor) -> None:
