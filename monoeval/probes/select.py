@@ -133,6 +133,8 @@ class _Path:
                 for have, l2 in zip(self.found, chosen, strict=True)
             ]
             x = objective.adopt(batch.by_group(torch.stack(nearest)))
+        elif not self.loss.convex:
+            x = minimise(objective.convex()).x
         descent = minimise(objective, x)
         weights, intercept = batch.rows.leave(descent.x)
         intercept = intercept.masked_fill(~objective.present, -torch.inf)
@@ -187,13 +189,15 @@ class _Path:
             part.take(along, fits)
             x = None if x is None else x.index_select(along, fits)
             at = None if at is None else at.take(along, fits)
-        descent = minimise(part, x, at, tolerance=PATH_TOLERANCE, rough=True)
+        descent = minimise(part.convex(), x, at, tolerance=PATH_TOLERANCE, rough=True)
         if self.x is None or self.at is None or bool(alive.all()):
             self.x, self.at = (descent.x, descent.at) if bool(alive.all()) else (None, None)
         else:
             for mine, new in zip((self.x, *self.at.parts()), (descent.x, *descent.at.parts()), strict=True):
                 mine.index_copy_(along, fits, new)
 
+        if not part.loss.convex:
+            descent = minimise(part, descent.x, tolerance=PATH_TOLERANCE, rough=True)
         labels, fold = batch.labels.index_select(along, index), batch.fold.index_select(along, index)
         shape = (*labels.shape[:2], batch.n_fits)
         judge = fold.clamp(0, batch.n_fits - 1)[:, :, None]
