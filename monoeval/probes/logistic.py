@@ -48,14 +48,16 @@ def minimise(
     `tolerance`·f, and its estimated distance to the optimum, half the quasi-Newton decrement, at most a small
     share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), three steps in a row
     that gain nothing else end it too; `gap` then says what is proven. Losses that are not convex have no such
-    bound (their gap is infinite) and end by the estimate. `converged` is false where none of it came true in
-    `max_passes`.
+    bound (their gap is infinite): they start from the optimum of cross-entropy where no `x` is given, and end by
+    the estimate. `converged` is false where none of it came true in `max_passes`.
 
     A `rough` descent stops earlier, where a step gains next to nothing, and uses reduced products where the
     machine is faster at them. Its losses serve to compare λ; its gap is not proven.
     """
-    if x is None:
+    if x is None and objective.loss.convex:
         x, at = objective.origin()
+    elif x is None:
+        x = minimise(objective.convex(), tolerance=tolerance, rough=rough, max_passes=max_passes).x
     descent = Descent(copy(objective), x, at, tolerance, rough)
     device, work = objective.rows.device, float(objective.rows.n) * x.numel()
     reduce = rough and not objective.rows.sparse and work >= REDUCED_WORK and worth_reducing(device.type)

@@ -247,12 +247,10 @@ class Objective:
         return Point(value, self.rows.end(gradient, total.to(x.dtype)), seen, spread, centre, losses)
 
     def origin(self) -> tuple[Tensor, Point]:
-        """Weights 0 with the intercepts that fit the class frequencies, and what a pass would give there."""
+        """Weights 0 with the intercepts that fit the class frequencies, and what a pass gives there (convex ℓ)."""
         x = self.share.new_zeros(*self.frequency.shape, self.rows.variances_gd.shape[1] + 1)
         frequency = self.target_frequency
         x[..., -1] = torch.where(self.present, frequency.clamp(min=1e-30).log(), NEVER)
-        if not self.loss.convex:
-            return x, self(x)
         losses = x.new_empty(*self.l2.shape, 0)
         if self.row_losses:
             s, b = self.loss.smoothing, x[..., -1]
