@@ -19,7 +19,7 @@ from monoeval.probes.rows import Rows, RowSpace, Shared
 TOLERANCE = 1e-4
 """Relative, proven: (f - lower bound)/f at most this where a solve ends."""
 MOST_PASSES = 2000
-WORKING_SET = 2**30
+WORKING_SET = 2**29
 """Bytes of parameters and history above which problems are solved in turns."""
 WORTHWHILE = 1.5
 """Reduced products are used from this gain in speed on."""
