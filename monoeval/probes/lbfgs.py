@@ -150,7 +150,9 @@ class Descent:
         present = objective.present[..., None].to(direction.dtype)
         share = present / present.sum(2, keepdim=True)
         direction -= (direction * present).sum(2, keepdim=True) * share
-        s = (at.spread / at.seen[..., None].clamp(min=1e-30)).clamp(min=1e-12).to(direction.dtype)
+        seen = at.seen[..., None]
+        # a first pass may have looked where a problem has no rows; p(1 - p) is a quarter at most
+        s = torch.where(seen > 0, at.spread / seen.clamp(min=1e-30), 0.25).clamp(min=1e-12).to(direction.dtype)
         m = at.centre / at.spread.clamp(min=1e-30).to(direction.dtype)[..., None]
         weights, intercept = direction[..., :-1], direction[..., -1:]
         weights -= m * intercept

@@ -99,6 +99,19 @@ def test_a_path_over_l2_does_not_get_stuck_where_it_began(loss):
         assert float(path.objective_pl[0, position]) == pytest.approx(float(alone.objective_pl), rel=1e-2)
 
 
+@pytest.mark.parametrize("q", [None, 0.7])
+def test_rows_in_use_may_all_lie_where_the_first_pass_reads_no_curvature(q, monkeypatch):
+    for module in ("rows", "objective"):
+        monkeypatch.setattr(f"monoeval.probes.{module}.CHUNK", 1)
+    monkeypatch.setattr("monoeval.probes.rows.FEWEST_ROWS", 64)
+    codes, labels = clusters(384, 8, 4, 1.0)
+    weights = np.zeros(384, np.float32)
+    weights[64:192] = 1
+    found, alone = fit(codes, labels, [1e-3], 4, weights, q=q), fit(codes[64:192], labels[64:192], [1e-3], 4, q=q)
+    assert found.converged_pl.all()
+    assert float(found.objective_pl) == pytest.approx(float(alone.objective_pl), rel=1e-4)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_gce_bears_noise_that_cross_entropy_does_not(seed):
     codes, labels = clusters(2400, 32, 10, 1.5, seed)
