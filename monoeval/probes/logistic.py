@@ -23,6 +23,8 @@ WORKING_SET = 2**29
 """Bytes of parameters and history above which problems are solved in turns."""
 WORTHWHILE = 1.5
 """Reduced products are used from this gain in speed on."""
+SHARED_WORK = 2e9
+"""Multiplications of a product from which threads share it."""
 REDUCED_WORK = 1e9
 """Multiplications of a product below which its speed does not matter."""
 
@@ -61,9 +63,20 @@ def minimise(
     descent = Descent(copy(objective), x, at, tolerance, rough)
     device, work = objective.rows.device, float(objective.rows.n) * x.numel()
     reduce = rough and not objective.rows.sparse and work >= REDUCED_WORK and worth_reducing(device.type)
-    with reduced(device) if reduce else nullcontext():
+    with reduced(device) if reduce else nullcontext(), one_thread() if work < SHARED_WORK else nullcontext():
         descent.run(max_passes)
     return descent
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in this thread alone: waking others for a pass of small operations takes longer than the pass."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
