@@ -14,7 +14,7 @@ from monoeval.data.splits import folds
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.logistic import at_once
 from monoeval.probes.problem import Problem
-from monoeval.probes.rows import WIDEST_ROTATION, Rows, RowSpace, Shared
+from monoeval.probes.rows import Rows, RowSpace, all_rows
 
 MANY_ROWS = 5000
 """From here on one stratified fifth is held out: its standard error is small, and folds would cost five fits."""
@@ -65,12 +65,11 @@ def batches(
         else:
             shared[n_fits, problem.rows.tobytes(), given].append(i)
     if whole:
-        all_rows = np.arange(n)
-        rows: Rows = _row_space(codes, [all_rows], [n]) if n < min(width, WIDEST_ROTATION) else Shared(codes)
+        rows = all_rows(codes)
         for n_fits, members in whole.items():
             size = max(1, at_once(rows.variances_gd.shape[1], n_classes) // n_fits)
             for i in range(0, len(members), size):
-                yield _batch(rows, [all_rows], problems, [members[i : i + size]], n_fits, balanced, whole=True)
+                yield _batch(rows, [np.arange(n)], problems, [members[i : i + size]], n_fits, balanced, whole=True)
     alike: dict[tuple[int, bool, int, int], list[list[int]]] = defaultdict(list)
     for (n_fits, _, given), group in shared.items():
         first = problems[group[0]]

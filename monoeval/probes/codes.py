@@ -1,6 +1,6 @@
 """The training codes of one arm as probes read them: divided by one scale, held in memory where they fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,17 +41,18 @@ class TrainingCodes:
         """
         first = next(codes.chunks(np.arange(min(1, len(codes)))))
         row_bytes = 12 * first.values.shape[1] if isinstance(first, SparseRows) else 4 * codes.width
-        scale = _scale(codes)
+        name = codes.adapter.method
         if len(codes) * row_bytes > _free(codes.device) / 3:
-            return cls(codes, scale, codes.adapter.method)
+            return cls(codes, _scale(codes.chunks(), codes.width, name), name)
         parts = list(codes.chunks())
+        scale = _scale(parts, codes.width, name)
         if isinstance(first, SparseRows):
             sparse = [p for p in parts if isinstance(p, SparseRows)]
             values = _where_probes_run(torch.cat([p.values for p in sparse]))
             indices = _where_probes_run(torch.cat([p.indices for p in sparse]))
-            return cls(SparseRows(values, indices, codes.width), scale, codes.adapter.method)
+            return cls(SparseRows(values, indices, codes.width), scale, name)
         dense = torch.cat([p for p in parts if isinstance(p, Tensor)])
-        return cls(_where_probes_run(dense), scale, codes.adapter.method)
+        return cls(_where_probes_run(dense), scale, name)
 
     @property
     def sparse(self) -> bool:
@@ -147,24 +148,21 @@ def _refuse_broken(finite: list[Tensor], name: str) -> None:
         )
 
 
-def _scale(codes: Codes) -> float:
+def _scale(chunks: Iterable[Tensor | SparseRows], width: int, name: str) -> float:
     """Root-mean-square norm of the centred rows, in float64."""
-    total = _where_probes_run(torch.zeros(codes.width, device=codes.device)).double()
-    squares, finite = total.new_zeros(()), []
-    for chunk in codes.chunks():
+    total, squares, finite = torch.zeros(width, dtype=torch.float64), 0.0, []
+    for chunk in chunks:
+        values = _where_probes_run(chunk.values if isinstance(chunk, SparseRows) else chunk).double()
+        total = total.to(values.device)
         if isinstance(chunk, SparseRows):
-            values = _where_probes_run(chunk.values).double()
             total.scatter_add_(0, _where_probes_run(chunk.indices).flatten(), values.flatten())
         else:
-            values = _where_probes_run(chunk).double()
             total += values.sum(0)
-        squares += values.square().sum()
+        squares += float(values.square().sum())
         finite.append(torch.isfinite(values).all(1))
-    _refuse_broken(finite, codes.adapter.method)
-    n = len(codes)
-    variance = float(squares / n - (total / n).square().sum())
-    if variance <= 1e-12 * float(squares / n):
-        raise MonoevalError(
-            f"The codes of {codes.adapter.method} are the same for every image: nothing can be learned from them."
-        )
+    _refuse_broken(finite, name)
+    n = sum(map(len, finite))
+    variance = squares / n - float((total / n).square().sum())
+    if variance <= 1e-12 * squares / n:
+        raise MonoevalError(f"The codes of {name} are the same for every image: nothing can be learned from them.")
     return float(np.sqrt(variance))

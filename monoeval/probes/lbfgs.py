@@ -19,8 +19,6 @@ COPIES = 2 * MEMORY + 18
 """Tensors of the size of the parameters that a descent holds at most."""
 ESTIMATE = 1e-6
 """The estimated distance to the optimum, half the quasi-Newton decrement, is held to this share of the penalty."""
-
-
 ROUGH_GAIN = 2e-5
 """A rough descent leaves a problem after a pass that gained less than this share of f."""
 ROUGH_PROMISE = 1e-3
@@ -58,7 +56,7 @@ class Descent:
         now = objective.weigh(x, at)
         value, penalty, gradient, bound = now.value, now.penalty, now.gradient, now.bound
         history: list[tuple[Tensor, Tensor, Tensor]] = []
-        step, idle = torch.ones_like(value), torch.zeros_like(value)
+        step, idle, lowest = torch.ones_like(value), torch.zeros_like(value), value
         ended = torch.zeros_like(value, dtype=torch.bool)
         while True:
             direction = self._direction(gradient, at, history)
@@ -71,8 +69,9 @@ class Descent:
                 hopeless = (step < 1) & (-0.5 * slope <= ROUGH_PROMISE * value)
                 near = (certified & estimated) | (idle >= 1) | hopeless
             else:
-                # rounding keeps some gaps from closing: three steps that gained nothing else end a problem too
-                near = (certified | ~torch.isfinite(bound) | (idle >= 3)) & estimated
+                # rounding keeps some gaps from closing and some estimates from coming true: passes that gain
+                # nothing else end a problem too, where the other of the two says that it is near
+                near = (certified | ~torch.isfinite(bound) | (idle >= 3)) & estimated | certified & (idle >= 10)
             new = (near | (step < 1e-6) | (passes >= max_passes)) & ~ended
             if bool(new.any()):
                 place = groups[:, None], problems[None, :]
@@ -97,7 +96,10 @@ class Descent:
             # near the end rounding hides the gain; the slope still tells (Hager and Zhang 2005, approximate Wolfe)
             flat = (gain.abs() <= 1e-6 * value) & (_dot(then.gradient, direction) <= -0.8 * slope)
             taken = ((gain >= -1e-4 * step * slope) | flat) & ~ended
-            idle = torch.where(taken, torch.where(gain <= little, idle + 1, 0.0), idle)
+            fell = taken & (then.value < lowest - little)
+            lowest = torch.where(fell, then.value, lowest)
+            # far from the end a rough descent's refused steps only ask for shorter ones
+            idle = torch.where(fell, 0.0, idle + (taken | (not self.rough)))
             parabola = -0.5 * slope * step.square() / (-gain - slope * step).clamp(min=1e-300)
             shorter = torch.maximum(0.1 * step, torch.minimum(0.5 * step, parabola.nan_to_num(0.0)))
             step = torch.where(taken, 1.0, shorter)
@@ -121,8 +123,9 @@ class Descent:
                     groups = groups[index]
                 else:
                     problems = problems[index]
-                x, gradient, value, penalty, bound, step, idle, ended = (
-                    t.index_select(along, index) for t in (x, gradient, value, penalty, bound, step, idle, ended)
+                x, gradient, value, penalty, bound, lowest, step, idle, ended = (
+                    t.index_select(along, index)
+                    for t in (x, gradient, value, penalty, bound, lowest, step, idle, ended)
                 )
                 at = at.take(along, index)
                 history = [

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import COPIES, Descent
 from monoeval.probes.objective import Loss, Objective, Point
-from monoeval.probes.rows import Rows, RowSpace, Shared
+from monoeval.probes.rows import all_rows
 
 TOLERANCE = 1e-4
 """Relative, proven: (f - lower bound)/f at most this where a solve ends."""
@@ -135,10 +136,17 @@ def solve_grid(
     Losses that are not convex start from the optimum of cross-entropy at the same λ instead.
     `row_weights_pn` are non-negative, 0 where a row is not used. Products are float32,
     sums of losses float64; a call that is repeated gives the same bits. The weights are for the codes
-    as `codes` gives them, its scale divided out.
+    as `codes` gives them, its scale divided out. Raises UsageError for an L2 that is not positive and for a
+    problem without a row.
     """
     n, n_problems = len(codes), len(labels_pn)
-    rows: Rows = Shared(codes) if n > codes.width else RowSpace.of(codes, [torch.arange(n)], [n])
+    if not min(l2s) > 0:
+        raise UsageError(
+            f"An L2 of {min(l2s):g} was asked for, and the intercept alone is free of one: use more than 0."
+        )
+    if row_weights_pn is not None and not bool((row_weights_pn.sum(1) > 0).all()):
+        raise UsageError("A probe was asked for without a row of positive weight: give one at least.")
+    rows = all_rows(codes)
     if row_weights_pn is None:
         row_weights_pn = torch.ones(n_problems, n, device=rows.device)
     shape = (n_problems, len(l2s), n_classes)

@@ -272,6 +272,14 @@ class Shared(Rows):
             yield (rows, part) if isinstance(part, SparseRows) else (rows, part - self.mean_m)
 
 
+def all_rows(codes: TrainingCodes) -> Rows:
+    """One group of all rows, in the space where a solve is cheaper."""
+    n = len(codes)
+    if n < min(codes.width, WIDEST_ROTATION):
+        return RowSpace.of(codes, [torch.arange(n, device=codes.device)], [n])
+    return Shared(codes)
+
+
 def _sparse_bytes(codes: TrainingCodes) -> int:
     """Bytes of one row as a CSR matrix and its transpose."""
     _, chunk = next(codes.chunks(1))

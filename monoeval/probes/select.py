@@ -133,8 +133,6 @@ class _Path:
                 for have, l2 in zip(self.found, chosen, strict=True)
             ]
             x = objective.adopt(batch.by_group(torch.stack(nearest)))
-        elif not self.loss.convex:
-            x = minimise(objective.convex()).x
         descent = minimise(objective, x)
         weights, intercept = batch.rows.leave(descent.x)
         intercept = intercept.masked_fill(~objective.present, -torch.inf)
@@ -184,18 +182,18 @@ class _Path:
         folds = torch.arange(batch.n_fits, device=index.device)
         fits = index if along == 0 else (index[:, None] * batch.n_fits + folds).flatten()
         part = objective.at(torch.full_like(objective.l2, l2))
-        x, at = self.x, self.at
-        if not bool(alive.all()):
-            part.take(along, fits)
-            x = None if x is None else x.index_select(along, fits)
-            at = None if at is None else at.take(along, fits)
-        descent = minimise(part.convex(), x, at, tolerance=PATH_TOLERANCE, rough=True)
-        if self.x is None or self.at is None or bool(alive.all()):
-            self.x, self.at = (descent.x, descent.at) if bool(alive.all()) else (None, None)
+        if bool(alive.all()):
+            descent = minimise(part.convex(), self.x, self.at, tolerance=PATH_TOLERANCE, rough=True)
+            self.x, self.at = descent.x, descent.at
         else:
-            for mine, new in zip((self.x, *self.at.parts()), (descent.x, *descent.at.parts()), strict=True):
-                mine.index_copy_(along, fits, new)
-
+            part.take(along, fits)
+            # only the way down has a λ before; up, few problems go on, each λ from the origin
+            x = None if self.x is None else self.x.index_select(along, fits)
+            at = None if self.at is None else self.at.take(along, fits)
+            descent = minimise(part.convex(), x, at, tolerance=PATH_TOLERANCE, rough=True)
+            if self.x is not None and self.at is not None:
+                for mine, new in zip((self.x, *self.at.parts()), (descent.x, *descent.at.parts()), strict=True):
+                    mine.index_copy_(along, fits, new)
         if not part.loss.convex:
             descent = minimise(part, descent.x, tolerance=PATH_TOLERANCE, rough=True)
         labels, fold = batch.labels.index_select(along, index), batch.fold.index_select(along, index)

@@ -1,6 +1,6 @@
 """How a recipe asks for a probe: one class a kind, told apart by `kind`. No torch."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -59,6 +59,12 @@ class SCE(Gradient):
     kind: Literal["sce"] = "sce"
     alpha: Annotated[float, Field(ge=0)] = 6.0
     beta: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0, which leaves nothing to minimise")
+        return self
 
 
 class Ridge(Tuned):
