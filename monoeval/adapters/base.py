@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from monoeval.adapters.rows import TrainingRows
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
 
@@ -36,14 +37,25 @@ class Adapter(ABC):
     method: ClassVar[str]
     width: int
     measures: Mapping[str, float] = MappingProxyType({})
+    n_views: int = 0
+    """Augmented views of the training rows that `fit` needs."""
 
     @abstractmethod
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:
-        """Fit on `rows` of `features` (all where None); a method without random draws ignores `seed`."""
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        """Fit on `rows`, and on their views where the method asks for some; one without draws ignores `seed`."""
 
     @abstractmethod
     def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
         """Codes of float32 features [n, D]: float32 [n, M], or sparse rows."""
+
+    def decode(self, codes: Tensor | SparseRows) -> Tensor | None:  # noqa: ARG002
+        """Features [n, D] that `codes` stand for, in the features' units; None where there is no way back."""
+        return None
+
+    @property
+    def directions(self) -> Tensor | None:
+        """What each latent adds to the features, [M, D]; None where the method has no decoder."""
+        return None
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The training rows of an adapter: in memory where they fit, else read from disk batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,31 +15,39 @@ IN_MEMORY_BYTES = 4 << 30
 
 
 class TrainingRows:
-    """`rows` of `features` (all where None) as float32 on `device`, with their moments.
+    """What an adapter may see: `rows` of `features` (all where None), as float32 on `device`, with their moments.
 
+    `views` are features of the same rows under augmentation, one set a view, for the methods that ask for them.
     Reading the moments raises MonoevalError where a feature is not finite or all of them are constant.
     """
 
-    def __init__(self, features: FeatureSet, rows: Ints | None, device: torch.device) -> None:
-        self._features, self._device = features, device
-        self._rows = np.arange(features.n) if rows is None else np.asarray(rows, dtype=np.int64)
-        if len(self._rows) == 0:
+    def __init__(
+        self, features: FeatureSet, rows: Ints | None, device: torch.device, views: Sequence[FeatureSet] = ()
+    ) -> None:
+        self.rows = np.arange(features.n) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(self.rows) == 0:
             raise MonoevalError("An adapter needs at least one training row, and there is none.")
-        fits = len(self._rows) * features.width * 4 <= IN_MEMORY_BYTES
-        self._whole = features.load(self._rows).to(device) if fits else None
+        self.width, self.device = features.width, device
+        self._features, self._views = features, views
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
-    @property
-    def width(self) -> int:
-        return self._features.width
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        fits = len(self.rows) * self.width * 4 <= IN_MEMORY_BYTES
+        return self._features.load(self.rows).to(self.device) if fits else None
+
+    @cached_property
+    def views(self) -> "list[TrainingRows]":
+        """The same rows in each augmented view."""
+        return [TrainingRows(view, self.rows, self.device) for view in self._views]
 
     def batch(self, positions: Tensor) -> Tensor:
         """The features [B, D] at `positions` [B] (int64 on the CPU) of the training rows."""
         if self._whole is not None:
-            return self._whole[positions.to(self._device)]
-        return self._features.load(self._rows[positions.numpy()]).to(self._device)
+            return self._whole[positions.to(self.device)]
+        return self._features.load(self.rows[positions.numpy()]).to(self.device)
 
     def chunks(self, size: int = 4096) -> Iterator[Tensor]:
         """All rows in order, at most `size` at a time."""
@@ -49,7 +57,7 @@ class TrainingRows:
     @cached_property
     def mean(self) -> Tensor:
         """The mean of each feature, float64 [D]."""
-        total = torch.zeros(self.width, dtype=torch.float64, device=self._device)
+        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
         unusable = 0
         for chunk in self.chunks():
             unusable += int((~torch.isfinite(chunk).all(dim=1)).sum())
@@ -64,7 +72,7 @@ class TrainingRows:
     @cached_property
     def variance(self) -> Tensor:
         """The variance of each feature (divided by the number of rows), float64 [D]."""
-        total = torch.zeros(self.width, dtype=torch.float64, device=self._device)
+        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
         for chunk in self.chunks():
             total += (chunk - self.mean).square().sum(dim=0)
         variance = total / len(self)

@@ -12,8 +12,6 @@ from monoeval import progress
 from monoeval.adapters.base import Adapter, SparseRows
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import DictionarySettings, TrainedDictionarySettings
-from monoeval.backbones.features import FeatureSet
-from monoeval.data.images import Ints
 from monoeval.errors import UsageError
 from monoeval.keys import draw_seed
 
@@ -58,7 +56,7 @@ class _Dictionary(Adapter):
     def __init__(self, settings: DictionarySettings) -> None:
         self.size = settings
 
-    def _start(self, rows: TrainingRows, seed: int, device: torch.device) -> None:
+    def _start(self, rows: TrainingRows, seed: int) -> None:
         """Set centre and scale from the training rows and draw the dictionary; the same for both methods."""
         self.width = self.size.width or max(1, round(self.size.width_factor * rows.width))
         self.k = self.size.k or min(32, max(1, self.width // 4))
@@ -68,10 +66,10 @@ class _Dictionary(Adapter):
         self.scale = rows.variance.mean().sqrt().float()
         generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
         drawn = torch.randn(self.width, rows.width, generator=generator)
-        self.decoder = F.normalize(drawn, dim=1).to(device)
+        self.decoder = F.normalize(drawn, dim=1).to(rows.device)
         self.encoder = self.decoder.clone()
-        self.encoder_bias = torch.zeros(self.width, device=device)
-        self.decoder_bias = torch.zeros(rows.width, device=device)
+        self.encoder_bias = torch.zeros(self.width, device=rows.device)
+        self.decoder_bias = torch.zeros(rows.width, device=rows.device)
 
     def scaled(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) / self.scale
@@ -84,16 +82,19 @@ class _Dictionary(Adapter):
         values, indices = h_nm.topk(self.k, dim=1, sorted=False)
         return SparseRows(values.relu(), indices, self.width)
 
-    def reconstruct(self, codes: SparseRows) -> Tensor:
-        """x̂ [n, D] in scaled units, from the k rows of W_d that are active."""
+    def reconstruct(self, codes: Tensor | SparseRows) -> Tensor:
+        """x̂ [n, D] in scaled units; of sparse codes only the k rows of W_d that are active are read."""
         return decoded(codes, self.decoder) + self.decoder_bias
 
     def encode(self, features_nd: Tensor) -> SparseRows:
         return self.top_k(self.before_top_k(self.scaled(features_nd)))
 
-    def decode(self, codes: SparseRows) -> Tensor:
-        """Reconstructed features [n, D], in the units of the features."""
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
         return self.reconstruct(codes) * self.scale + self.mean
+
+    @property
+    def directions(self) -> Tensor:
+        return self.decoder * self.scale
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -135,10 +136,9 @@ class RandomTopK(_Dictionary):
 
     method: ClassVar[str] = "random-topk"
 
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:
-        data = TrainingRows(features, rows, device)
-        self._start(data, seed, device)
-        self.measures = {**self._measure(data), "width": self.width, "k": self.k}
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        self._start(rows, seed)
+        self.measures = {**self._measure(rows), "width": self.width, "k": self.k}
         return self
 
 
@@ -157,14 +157,13 @@ class TopKSAE(_Dictionary):
         super().__init__(settings)
         self.settings = settings
 
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:
-        data = TrainingRows(features, rows, device)
-        self._start(data, seed, device)
-        untrained = self._measure(data)["explained_variance"]
-        schedule = Schedule.of(self.settings, len(data), self.width)
-        self._train(data, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        self._start(rows, seed)
+        untrained = self._measure(rows)["explained_variance"]
+        schedule = Schedule.of(self.settings, len(rows), self.width)
+        self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
         self.measures = {
-            **self._measure(data),
+            **self._measure(rows),
             "explained_variance_untrained": untrained,
             "width": self.width,
             "k": self.k,
@@ -172,7 +171,7 @@ class TopKSAE(_Dictionary):
         }
         return self
 
-    def _train(self, data: TrainingRows, schedule: Schedule, order: torch.Generator) -> None:
+    def _train(self, rows: TrainingRows, schedule: Schedule, order: torch.Generator) -> None:
         names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
         for name in names:
             setattr(self, name, nn.Parameter(getattr(self, name)))
@@ -180,16 +179,16 @@ class TopKSAE(_Dictionary):
             [getattr(self, name) for name in names], lr=schedule.learning_rate, fused=True
         )
         idle = torch.zeros(self.width, device=self.mean.device)  # rows seen since each latent fired
-        patience = self.settings.dead_epochs * len(data)
+        patience = self.settings.dead_epochs * len(rows)
         positions = torch.empty(0, dtype=torch.int64)
         with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
             for step in range(schedule.steps):
                 if len(positions) < schedule.batch_size:
-                    positions = torch.randperm(len(data), generator=order)
+                    positions = torch.randperm(len(rows), generator=order)
                 taken, positions = positions[: schedule.batch_size], positions[schedule.batch_size :]
                 for group in optimiser.param_groups:
                     group["lr"] = schedule.rate(step)
-                self._step(self.scaled(data.batch(taken)), idle, patience, optimiser)
+                self._step(self.scaled(rows.batch(taken)), idle, patience, optimiser)
                 advance(1)
         for name in names:
             setattr(self, name, getattr(self, name).detach())
@@ -213,8 +212,10 @@ class TopKSAE(_Dictionary):
             self.decoder.copy_(F.normalize(self.decoder, dim=1))
 
 
-def decoded(codes: SparseRows, decoder: Tensor) -> Tensor:
-    """Σ_j z_j d_j for each row [n, D]; only the k rows of W_d that are active are read."""
+def decoded(codes: Tensor | SparseRows, decoder: Tensor) -> Tensor:
+    """Σ_j z_j d_j for each row [n, D]."""
+    if isinstance(codes, Tensor):
+        return codes @ decoder
     return F.embedding_bag(codes.indices, decoder, per_sample_weights=codes.values, mode="sum")
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from monoeval.adapters.base import Adapter
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import NoSettings, PCASettings
-from monoeval.backbones.features import FeatureSet
-from monoeval.data.images import Ints
 
 
 class _Unfitted(Adapter):
@@ -19,8 +17,8 @@ class _Unfitted(Adapter):
     def __init__(self, _settings: NoSettings) -> None:
         pass
 
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:  # noqa: ARG002
-        self.width = features.width
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:  # noqa: ARG002
+        self.width = rows.width
         return self
 
     def state(self) -> dict[str, Tensor]:
@@ -82,12 +80,11 @@ class Standardised(_Affine):
     def __init__(self, _settings: NoSettings) -> None:
         pass
 
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:  # noqa: ARG002
-        data = TrainingRows(features, rows, device)
-        varies = data.variance > 0
-        weight = torch.where(varies, data.variance, 1.0).rsqrt() * varies
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:  # noqa: ARG002
+        varies = rows.variance > 0
+        weight = torch.where(varies, rows.variance, 1.0).rsqrt() * varies
         self.measures = {"constant_features": int((~varies).sum())}
-        return self.restore({"mean": data.mean.float(), "weight": weight.float()})
+        return self.restore({"mean": rows.mean.float(), "weight": weight.float()})
 
     def encode(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) * self.weight
@@ -105,20 +102,19 @@ class PCA(_Affine):
     def __init__(self, settings: PCASettings) -> None:
         self.settings = settings
 
-    def fit(self, features: FeatureSet, rows: Ints | None, *, seed: int, device: torch.device) -> Self:  # noqa: ARG002
-        data = TrainingRows(features, rows, device)
-        total = float(data.variance.sum())
-        covariance = torch.zeros(data.width, data.width, dtype=torch.float64, device=device)
-        for chunk_nd in data.chunks():
-            centred = chunk_nd - data.mean
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:  # noqa: ARG002
+        total = float(rows.variance.sum())
+        covariance = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
+        for chunk_nd in rows.chunks():
+            centred = chunk_nd - rows.mean
             covariance += centred.T @ centred
-        values, vectors = torch.linalg.eigh(covariance / len(data))
+        values, vectors = torch.linalg.eigh(covariance / len(rows))
         values, vectors = values.flip(0), vectors.flip(1)
         kept = int((values > 1e-6 * values[0]).sum())
         kept = min(kept, self.settings.components or kept)
         self.measures = {"components": kept, "explained_variance": float(values[:kept].sum()) / total}
         weight = vectors[:, :kept] * values[:kept].rsqrt()
-        return self.restore({"mean": data.mean.float(), "weight": weight.float().contiguous()})
+        return self.restore({"mean": rows.mean.float(), "weight": weight.float().contiguous()})
 
     def encode(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) @ self.weight

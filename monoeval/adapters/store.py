@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from monoeval import bundles
 from monoeval.adapters.base import Adapter
 from monoeval.adapters.registry import METHODS, adapter_identity, build
+from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
@@ -27,11 +29,18 @@ log = logging.getLogger("monoeval")
 
 
 def fit_cached(
-    spec: AdapterSpec, features: FeatureSet, rows: Ints | None, *, seed: int | None, device: torch.device
+    spec: AdapterSpec,
+    features: FeatureSet,
+    rows: Ints | None,
+    *,
+    seed: int | None,
+    device: torch.device,
+    views: Sequence[FeatureSet] = (),
 ) -> Adapter:
     """The adapter that `spec` gives on `rows` of `features` (all where None), fitted unless the cache holds it.
 
-    `seed` is None exactly where the method draws nothing. It lies under `adapters/<key>/` in the cache; a damaged
+    `seed` is None exactly where the method draws nothing; `views` are the first of those that `data.transforms`
+    makes, as many as the adapter's `n_views`. It lies under `adapters/<key>/` in the cache; a damaged
     folder is warned about and fitted again. Raises UsageError for a wrong spec, MonoevalError for unusable
     features.
     """
@@ -40,7 +49,7 @@ def fit_cached(
     if seed is None and METHODS[spec.method].seeded:
         raise ValueError(f"{spec.method} needs a seed")
     if spec.method in UNFITTED:
-        return adapter.fit(features, rows, seed=0, device=device)
+        return adapter.fit(TrainingRows(features, rows, device), seed=0)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
     folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, adapter_identity(spec), seed])
     found = _held(folder, device)  # before the lock, which a read-only cache does not give
@@ -52,7 +61,7 @@ def fit_cached(
             return found
         if folder.exists():
             log.warning("The adapter in %s is damaged and is fitted again.", folder)
-        adapter.fit(features, rows, seed=seed or 0, device=device)
+        adapter.fit(TrainingRows(features, rows, device, views), seed=seed or 0)
         save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
     return adapter
 

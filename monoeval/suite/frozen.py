@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from monoeval.adapters.base import Codes
+from monoeval.adapters.registry import build
 from monoeval.adapters.store import fit_cached
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
@@ -56,9 +57,18 @@ def score(group: Group, device: str) -> list[Score]:
     started = time.perf_counter()
     backbone, identity_key = _backbone(group, device)
     train = load(group.data).train
-    changes = views(group.probe.n_views) if isinstance(group.probe, Paper) else []
-    features, *seen = extract(backbone, identity_key, train, [None, *changes])
-    adapter = fit_cached(group.arm.adapter, features, None, seed=group.adapter_seed, device=backbone.device)
+    fitted_on, probed_on = build(group.arm.adapter).n_views, 0
+    if isinstance(group.probe, Paper):
+        probed_on = group.probe.n_views
+    features, *seen = extract(backbone, identity_key, train, [None, *views(max(fitted_on, probed_on))])
+    adapter = fit_cached(
+        group.arm.adapter,
+        features,
+        None,
+        seed=group.adapter_seed,
+        device=backbone.device,
+        views=seen[:fitted_on],
+    )
     codes = Codes(features, adapter, backbone.device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
@@ -68,7 +78,7 @@ def score(group: Group, device: str) -> list[Score]:
         problems,
         len(train.class_names),
         group.probe,
-        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen],
+        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen[:probed_on]],
     )
     probe_of = {fit: position for position, fit in enumerate(fits)}
 

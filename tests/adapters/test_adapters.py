@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from monoeval.adapters import registry
 from monoeval.adapters.base import Adapter, Codes, SparseRows
 from monoeval.adapters.registry import METHODS, build, controls_for, spec_of
+from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached, load, save
 from monoeval.errors import MonoevalError, UsageError
@@ -32,7 +33,7 @@ def spec(method: str, **params) -> AdapterSpec:
 
 
 def fitted(method: str, features, rows=None, **params) -> Adapter:
-    return build(spec(method, **params)).fit(features, rows, seed=0, device=CPU)
+    return build(spec(method, **params)).fit(TrainingRows(features, rows, CPU), seed=0)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -151,7 +151,7 @@ def test_decoder_rows_stay_unit_after_each_step_and_gradients_have_no_radial_par
 
     monkeypatch.setattr(sae.TopKSAE, "_step", watched)
     monkeypatch.setattr(sae, "remove_parallel", seen)
-    make(width=30, k=3, steps=7).fit(feature_set(gaussian()), None, seed=0, device=CPU)
+    make(width=30, k=3, steps=7).fit(TrainingRows(feature_set(gaussian()), None, CPU), seed=0)
     assert len(norms) == 7
     torch.testing.assert_close(torch.stack(norms), torch.ones(7, 30))
     assert max(radial) < 1e-5
@@ -171,16 +171,18 @@ def test_a_known_sparse_dictionary_is_recovered(feature_set):
     weights = np.zeros((2000, 24))
     for row in weights:
         row[generator.choice(24, 2, replace=False)] = generator.uniform(1, 2, 2)
-    adapter = make(width=48, k=2, steps=1000).fit(feature_set(weights @ atoms), None, seed=0, device=CPU)
+    adapter = make(width=48, k=2, steps=1000).fit(TrainingRows(feature_set(weights @ atoms), None, CPU), seed=0)
     cosines = torch.from_numpy(atoms).float() @ adapter.decoder.T
     assert cosines.amax(dim=1).mean() > 0.9
-    untrained = make("random-topk", width=48, k=2).fit(feature_set(weights @ atoms), None, seed=0, device=CPU)
+    untrained = make("random-topk", width=48, k=2).fit(
+        TrainingRows(feature_set(weights @ atoms), None, CPU), seed=0
+    )
     assert (torch.from_numpy(atoms).float() @ untrained.decoder.T).amax(dim=1).mean() < 0.75
 
 
 def test_explained_variance_is_r2_of_scikit_learn_on_training_rows_only(feature_set):
     data, rows = gaussian(300), np.arange(0, 300, 2)
-    adapter = make(width=40, k=4, steps=60).fit(feature_set(data), rows, seed=0, device=CPU)
+    adapter = make(width=40, k=4, steps=60).fit(TrainingRows(feature_set(data), rows, CPU), seed=0)
     x = torch.from_numpy(data[rows]).float()
     rebuilt = adapter.decode(adapter.encode(x))
     expected = r2_score(x.double().numpy(), rebuilt.double().numpy(), multioutput="variance_weighted")
@@ -190,9 +192,9 @@ def test_explained_variance_is_r2_of_scikit_learn_on_training_rows_only(feature_
 
 def test_the_untrained_twin_is_the_trained_one_at_its_start(feature_set):
     features = feature_set(gaussian())
-    twin = make("random-topk", width=40, k=5).fit(features, None, seed=3, device=CPU)
-    start = make(width=40, k=5, steps=0).fit(features, None, seed=3, device=CPU)
-    trained = make(width=40, k=5, steps=20).fit(features, None, seed=3, device=CPU)
+    twin = make("random-topk", width=40, k=5).fit(TrainingRows(features, None, CPU), seed=3)
+    start = make(width=40, k=5, steps=0).fit(TrainingRows(features, None, CPU), seed=3)
+    trained = make(width=40, k=5, steps=20).fit(TrainingRows(features, None, CPU), seed=3)
     assert torch.equal(twin.encoder, start.encoder)
     assert torch.equal(twin.encoder, twin.decoder)
     assert twin.report()["explained_variance"] == trained.report()["explained_variance_untrained"]
@@ -205,8 +207,8 @@ def test_the_untrained_twin_is_the_trained_one_at_its_start(feature_set):
 def test_scale_and_centre_do_not_change_the_codes(feature_set):
     """The features' offset and unit are taken out before training, so only rounding is left of them."""
     data = gaussian(100, 6).astype(np.float32)
-    first = make(width=20, k=3, steps=5).fit(feature_set(data, "a"), None, seed=0, device=CPU)
-    second = make(width=20, k=3, steps=5).fit(feature_set(data * 64 - 128, "b"), None, seed=0, device=CPU)
+    first = make(width=20, k=3, steps=5).fit(TrainingRows(feature_set(data, "a"), None, CPU), seed=0)
+    second = make(width=20, k=3, steps=5).fit(TrainingRows(feature_set(data * 64 - 128, "b"), None, CPU), seed=0)
     x = torch.from_numpy(data)
     torch.testing.assert_close(first.encode(x).dense(), second.encode(x * 64 - 128).dense(), atol=1e-3, rtol=1e-3)
 
@@ -232,19 +234,19 @@ def test_dead_latents_learn_what_was_missed():
 
 def test_rows_larger_than_memory_are_read_from_disk_with_the_same_result(feature_set, monkeypatch):
     features, rows = feature_set(gaussian()), np.arange(150)[::-1].copy()
-    inside = make(width=20, k=3, steps=8).fit(features, rows, seed=0, device=CPU)
+    inside = make(width=20, k=3, steps=8).fit(TrainingRows(features, rows, CPU), seed=0)
     monkeypatch.setattr("monoeval.adapters.rows.IN_MEMORY_BYTES", 0)
-    outside = make(width=20, k=3, steps=8).fit(features, rows, seed=0, device=CPU)
+    outside = make(width=20, k=3, steps=8).fit(TrainingRows(features, rows, CPU), seed=0)
     assert all(torch.equal(value, outside.state()[name]) for name, value in inside.state().items())
 
 
 def test_the_seed_decides_everything_and_the_global_generator_nothing(feature_set):
     features = feature_set(gaussian())
     torch.manual_seed(1)
-    first = make(width=20, k=3, steps=8).fit(features, None, seed=0, device=CPU).state()
+    first = make(width=20, k=3, steps=8).fit(TrainingRows(features, None, CPU), seed=0).state()
     torch.manual_seed(2)
-    second = make(width=20, k=3, steps=8).fit(features, None, seed=0, device=CPU).state()
-    other = make(width=20, k=3, steps=8).fit(features, None, seed=1, device=CPU).state()
+    second = make(width=20, k=3, steps=8).fit(TrainingRows(features, None, CPU), seed=0).state()
+    other = make(width=20, k=3, steps=8).fit(TrainingRows(features, None, CPU), seed=1).state()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["encoder"], other["encoder"])
 
@@ -265,27 +267,27 @@ def test_defaults_grow_with_the_data():
 
 def test_size_follows_the_features_unless_given(feature_set):
     features = feature_set(gaussian(50, 10))
-    default = make("random-topk").fit(features, None, seed=0, device=CPU)
+    default = make("random-topk").fit(TrainingRows(features, None, CPU), seed=0)
     assert (default.width, default.k) == (80, 20)
-    wide = make("random-topk", width=500).fit(features, None, seed=0, device=CPU)
+    wide = make("random-topk", width=500).fit(TrainingRows(features, None, CPU), seed=0)
     assert (wide.width, wide.k) == (500, 32)
-    narrow = make("random-topk", width_factor=0.2, k=2).fit(features, None, seed=0, device=CPU)
+    narrow = make("random-topk", width_factor=0.2, k=2).fit(TrainingRows(features, None, CPU), seed=0)
     assert (narrow.width, narrow.k) == (2, 2)
 
 
 def test_features_that_cannot_be_fitted_are_one_sentence(feature_set):
     data = gaussian(30, 5)
     with pytest.raises(UsageError, match="k is 50 and the dictionary has 40 latents"):
-        make(k=50).fit(feature_set(data), None, seed=0, device=CPU)
+        make(k=50).fit(TrainingRows(feature_set(data), None, CPU), seed=0)
     broken = data.copy()
     broken[[2, 7, 20], 1] = [np.nan, np.inf, -np.inf]
     with pytest.raises(MonoevalError, match="3 of 30 training rows have features that are not finite"):
-        make().fit(feature_set(broken), None, seed=0, device=CPU)
-    make(steps=1).fit(feature_set(broken), np.array([0, 1, 3]), seed=0, device=CPU)
+        make().fit(TrainingRows(feature_set(broken), None, CPU), seed=0)
+    make(steps=1).fit(TrainingRows(feature_set(broken), np.array([0, 1, 3]), CPU), seed=0)
     with pytest.raises(MonoevalError, match="All 5 features are constant over the 30 training rows"):
-        make().fit(feature_set(np.full((30, 5), 0.1)), None, seed=0, device=CPU)
+        make().fit(TrainingRows(feature_set(np.full((30, 5), 0.1)), None, CPU), seed=0)
     with pytest.raises(MonoevalError, match="at least one training row"):
-        make().fit(feature_set(data), np.array([], dtype=np.int64), seed=0, device=CPU)
+        make().fit(TrainingRows(feature_set(data), np.array([], dtype=np.int64), CPU), seed=0)
 
 
 def test_moments_are_those_of_numpy(feature_set, caplog):

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from monoeval.adapters.base import Codes, SparseRows
+from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import NoSettings
 from monoeval.adapters.simple import Identity
 from monoeval.backbones.features import FeatureSet
@@ -482,7 +483,7 @@ STREAMED_GAP = 0.01
 
 def _memory(paths: tuple[Path, ...], labels: Ints, n_classes: int) -> dict[str, Any]:
     features, cpu = FeatureSet("made", paths), torch.device("cpu")
-    adapter = Identity(NoSettings()).fit(features, None, seed=0, device=cpu)
+    adapter = Identity(NoSettings()).fit(TrainingRows(features, None, cpu), seed=0)
     codes = TrainingCodes(Codes(features, adapter, cpu))
     labels_pn = torch.from_numpy(labels)[None]
     ours(TrainingCodes(codes.dense(np.arange(500))), labels_pn[:, :500] % 2, (1.0,), 2)  # loads libraries

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import monoeval
 from monoeval.adapters.base import Codes, SparseRows
 from monoeval.adapters.registry import build
+from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.features import FeatureSet
 from monoeval.errors import UsageError
@@ -127,7 +128,7 @@ def test_it_does_not_matter_how_codes_are_held(tmp_path):
     np.save(tmp_path / "a.npy", codes[:50].half().numpy())
     np.save(tmp_path / "b.npy", codes[50:].half().numpy())
     features = FeatureSet("codes", (tmp_path / "a.npy", tmp_path / "b.npy"))
-    identity = build(AdapterSpec(method="identity")).fit(features, None, seed=0, device=torch.device("cpu"))
+    identity = build(AdapterSpec(method="identity")).fit(TrainingRows(features, None, torch.device("cpu")), seed=0)
     indices = torch.arange(M).expand(N, M).contiguous()
     held = [
         TrainingCodes(codes, scale=7.0),

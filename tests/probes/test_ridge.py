@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 from sklearn.linear_model import Ridge as TheirRidge
 
 from monoeval.adapters.base import Codes, SparseRows
+from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import NoSettings
 from monoeval.adapters.simple import Identity
 from monoeval.backbones.features import FeatureSet
@@ -198,7 +199,7 @@ def test_a_stream_equals_codes_in_memory(tmp_path, spec):
     np.save(tmp_path / "b.npy", codes[90:])
     features = FeatureSet("key", (tmp_path / "a.npy", tmp_path / "b.npy"))
     cpu = torch.device("cpu")
-    stream = Codes(features, Identity(NoSettings()).fit(features, None, seed=0, device=cpu), cpu)
+    stream = Codes(features, Identity(NoSettings()).fit(TrainingRows(features, None, cpu), seed=0), cpu)
     some = np.arange(3, 140)
     problems = [Problem(some, labels[some])]
     ours, held = (fit_probes(TrainingCodes(x, 2.0), problems, 3, spec) for x in (stream, torch.from_numpy(codes)))

@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 from report_study import ARMS, RunFolder
 
+from monoeval.adapters.rows import TrainingRows
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.metrics.paired import paired_difference
 from monoeval.report import summarise, to_json
@@ -101,7 +102,7 @@ def test_an_adapter_no_better_than_its_untrained_self_gets_no_verdict(run_folder
     path = features.folder / "00000-x.npy"
     np.save(path, np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
     adapter = build(AdapterSpec(method="sae", params={"width": 16, "k": 2, "steps": 0}))
-    measures = adapter.fit(FeatureSet("f", (path,)), None, seed=0, device=torch.device("cpu")).report()
+    measures = adapter.fit(TrainingRows(FeatureSet("f", (path,)), None, torch.device("cpu")), seed=0).report()
     features.test("t", IDS, LABELS)
     for seed in (0, 1):
         features.score("raw", bits("1000"), backbone_seed=seed)
