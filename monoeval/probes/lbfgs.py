@@ -24,8 +24,8 @@ ROUGH_GAIN = 2e-5
 ROUGH_PROMISE = 1e-3
 """... or after a refused step, where the model does not promise more than this share of f: reduced products
 refuse steps near the end, but far from it a shorter step is all that is needed."""
-ROUNDING = 1e-8
-"""Share of f that is taken for the rounding of sums in float32."""
+ROUNDING = 0.1
+"""Units of the last place by which f seems to change where only rounding does."""
 
 
 class Descent:
@@ -92,7 +92,7 @@ class Descent:
             passes += 1
             then = objective.weigh(trial, there)
             gain = value - then.value
-            little = (ROUGH_GAIN if self.rough else ROUNDING) * value
+            little = (ROUGH_GAIN if self.rough else ROUNDING * torch.finfo(x.dtype).eps) * value
             # near the end rounding hides the gain; the slope still tells (Hager and Zhang 2005, approximate Wolfe)
             flat = (gain.abs() <= 1e-6 * value) & (_dot(then.gradient, direction) <= -0.8 * slope)
             taken = ((gain >= -1e-4 * step * slope) | flat) & ~ended
@@ -132,6 +132,13 @@ class Descent:
                     (s.index_select(along, index), y.index_select(along, index), r.index_select(along, index))
                     for s, y, r in history
                 ]
+
+    def put(self, groups: Tensor, other: "Descent") -> None:
+        """Take over these groups from a descent that went on with them."""
+        other.passes += self.passes[groups]
+        for name in ("x", "value", "gap", "converged", "passes"):
+            mine = getattr(self, name)
+            mine[groups] = getattr(other, name).to(mine.dtype)
 
     def _direction(self, gradient: Tensor, at: Point, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """-H·gradient by the two-loop recursion; a pair with inverse curvature 0 (a refused step) does nothing."""

@@ -15,7 +15,7 @@ from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import COPIES, Descent
 from monoeval.probes.objective import Loss, Objective, Point
-from monoeval.probes.rows import all_rows
+from monoeval.probes.rows import RowSpace, all_rows
 
 TOLERANCE = 1e-4
 """Relative, proven: (f - lower bound)/f at most this where a solve ends."""
@@ -50,9 +50,10 @@ def minimise(
     A problem ends where its duality gap, proven for the free intercept too (see `Objective._bound`), is at most
     `tolerance`·f, and its estimated distance to the optimum, half the quasi-Newton decrement, at most a small
     share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), three steps in a row
-    that gain nothing else end it too; `gap` then says what is proven. Losses that are not convex have no such
-    bound (their gap is infinite): they start from the optimum of cross-entropy where no `x` is given, and end by
-    the estimate. `converged` is false where none of it came true in `max_passes`.
+    that gain nothing else end it too, few rows go on in float64, and `gap` says what is proven in the end. Losses
+    that are not convex have no such bound (their gap is infinite): they start from the optimum of cross-entropy
+    where no `x` is given, and end by the estimate. `converged` is false where none of it came true in
+    `max_passes`.
 
     A `rough` descent stops earlier, where a step gains next to nothing, and uses reduced products where the
     machine is faster at them. Its losses serve to compare λ; its gap is not proven.
@@ -66,6 +67,14 @@ def minimise(
     reduce = rough and not objective.rows.sparse and work >= REDUCED_WORK and worth_reducing(device.type)
     with reduced(device) if reduce else nullcontext(), one_thread() if work < SHARED_WORK else nullcontext():
         descent.run(max_passes)
+        if not rough and objective.loss.convex and isinstance(objective.rows, RowSpace):
+            groups = (descent.gap > tolerance).any(1).nonzero()[:, 0]
+            if len(groups):
+                rest = objective.double()
+                rest.take(0, groups)
+                last = Descent(rest, descent.x[groups].double(), None, tolerance, rough)
+                last.run(max_passes)
+                descent.put(groups, last)
     return descent
 
 

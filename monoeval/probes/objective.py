@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monoeval.probes.rows import CHUNK, Rows
+from monoeval.probes.rows import CHUNK, Rows, RowSpace
 from monoeval.probes.spec import GCE, SCE, Gradient, LabelSmoothing
 
 NEVER = -1e4
@@ -262,6 +262,16 @@ class Objective:
         gradient[..., :-1] = p * mean_gpcd - self.targets_gpcd
         loss = -torch.special.xlogy(frequency, frequency).sum(2)
         return x, Point(loss, gradient, torch.ones_like(self.l2), spread, p * (1 - p) * mean_gpcd, losses)
+
+    def double(self) -> "Objective":
+        """The same problems in float64: for few rows, where that costs little."""
+        assert isinstance(self.rows, RowSpace)
+        other = copy(self)
+        other.rows = self.rows.double()
+        other.share, other.mean_gpd, other.targets_gpcd = (
+            t.double() for t in (self.share, self.mean_gpd, self.targets_gpcd)
+        )
+        return other
 
     def adopt(self, x: Tensor) -> Tensor:
         """Parameters that were found for other rows, where other classes may have been missing."""

@@ -355,6 +355,10 @@ class RowSpace(Rows):
     def end(self, gradient: Tensor, total_gpc: Tensor) -> Tensor:
         return torch.cat([gradient.view(*total_gpc.shape, -1), total_gpc[..., None]], 3)
 
+    def double(self) -> "RowSpace":
+        """The same rows, for a pass in float64."""
+        return RowSpace(self.coordinates_gnd.double(), self.variances_gd.double(), self.spans)
+
     def take(self, groups: Tensor) -> "RowSpace":
         return RowSpace(
             self.coordinates_gnd[groups], self.variances_gd[groups], [self.spans[g] for g in groups.tolist()]
