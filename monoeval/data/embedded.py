@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +59,22 @@ def _printed() -> dict[str, NDArray[np.uint8]]:
 @cache
 def _load(name: str) -> tuple[NDArray[np.uint8], Ints]:
     """Images uint8 [N, 8, 8], 0-255, and labels."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        source = load_digits()
-        counts, labels = source.images, source.target
-    else:
-        counts, labels = _printed()["images"], _printed()["labels"]
+    counts, labels = _handwritten() if name == "digits" else (_printed()["images"], _printed()["labels"])
     return np.round(counts * (255 / 16)).astype(np.uint8), labels.astype(np.int64)
+
+
+def _handwritten() -> tuple[NDArray[np.float64], Ints]:
+    """What scikit-learn's `load_digits` gives: read beside it where it lies, as importing it takes two seconds."""
+    found = find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            rows = np.loadtxt(file, delimiter=",")
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    return source.images, source.target
 
 
 @dataclass(frozen=True)
