@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, cast
 from pydantic import ValidationError
 
 from monoeval.adapters.settings import (
+    ArchetypalSettings,
     DictionarySettings,
+    JumpReLUSettings,
+    MatryoshkaSettings,
     NoSettings,
     PCASettings,
     TrainedDictionarySettings,
+    TrainingSettings,
 )
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.errors import UsageError, unknown
@@ -45,12 +49,37 @@ class Method:
 
 _SIMPLE = "monoeval.adapters.simple"
 _SAE = "monoeval.adapters.sae"
+_PENALISED = "monoeval.adapters.sae_penalised"
 _BUILT_IN = (
     Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
     Method("sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings),
     Method(
+        "sae-batchtopk", f"{_SAE}:BatchTopKSAE", "TopK over a batch: k active latents a row on average",
+        TrainedDictionarySettings,
+    ),
+    Method("sae-matryoshka", f"{_SAE}:MatryoshkaSAE", "nested TopK dictionaries in one", MatryoshkaSettings),
+    Method(
+        "sae-archetypal", "monoeval.adapters.sae_archetypal:ArchetypalSAE",
+        "TopK latents near the convex hull of training rows", ArchetypalSettings,
+    ),
+    Method("sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings),
+    Method("sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings),
+    Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
+    Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",
         DictionarySettings, is_control=True,
+    ),
+    Method(
+        "frozen-decoder", f"{_SAE}:FrozenDecoder", "the TopK autoencoder with a random decoder",
+        TrainedDictionarySettings, is_control=True,
+    ),
+    Method(
+        "frozen-encoder", f"{_SAE}:FrozenEncoder", "the TopK autoencoder with a random encoder",
+        TrainedDictionarySettings, is_control=True,
+    ),
+    Method(
+        "dense-ae", f"{_SAE}:DenseAutoencoder", "an autoencoder of equal width without sparsity",
+        TrainingSettings, is_control=True,
     ),
     Method("relu", f"{_SIMPLE}:Rectified", "the features' positive parts", is_control=True, seeded=False),
     Method("l2norm", f"{_SIMPLE}:UnitLength", "each row divided by its length", is_control=True, seeded=False),
@@ -119,7 +148,8 @@ def build(spec: AdapterSpec) -> "Adapter":
 
 def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
     """The controls that match a method in width and sparsity; none for a control or for raw features."""
-    if spec.method != "sae":
+    method = METHODS.get(spec.method)
+    if method is None or method.is_control or not issubclass(method.settings, DictionarySettings):
         return []
     size = {name: value for name, value in spec.params.items() if name in DictionarySettings.model_fields}
     return [AdapterSpec(method="random-topk", params=size), AdapterSpec(method="relu")]

@@ -1,148 +1,32 @@
-"""The TopK sparse autoencoder, and its untrained twin as the control of equal width and sparsity."""
+"""TopK and BatchTopK sparse autoencoders, and the controls that share their width, sparsity or training."""
 
-import math
-from dataclasses import dataclass
+import logging
 from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from monoeval import progress
-from monoeval.adapters.base import Adapter, SparseRows
+from monoeval.adapters.base import SparseRows
+from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, VariableL0, packed
 from monoeval.adapters.rows import TrainingRows
-from monoeval.adapters.settings import DictionarySettings, TrainedDictionarySettings
-from monoeval.errors import UsageError
-from monoeval.keys import draw_seed
+from monoeval.adapters.settings import MatryoshkaSettings, TrainedDictionarySettings
+
+log = logging.getLogger("monoeval")
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a dictionary is trained on a number of rows."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-
-    @classmethod
-    def of(cls, settings: TrainedDictionarySettings, rows: int, width: int) -> Self:
-        batch = min(rows, settings.batch_size or max(128, min(4096, rows // 64)))
-        least = min(1500, max(300, 2 * rows))  # a handful of rows is learned by heart long before 1,500
-        steps = max(least, math.ceil(10 * rows / batch)) if settings.steps is None else settings.steps
-        rate = settings.learning_rate or 4e-3 * math.sqrt(1024 / max(width, 1024))
-        return cls(steps, batch, rate)
-
-    def rate(self, step: int) -> float:
-        """The learning rate at `step`: a short linear warm-up, then level, then linear to 0 in the last third."""
-        warm, decay = max(1, self.steps // 20), max(1, self.steps // 3)
-        return self.learning_rate * min(1.0, (step + 1) / warm, (self.steps - step) / decay)
-
-
-class _Dictionary(Adapter):
-    """A TopK dictionary over features that are centred and divided by one scalar, in fitting and encoding alike.
-
-    With x the scaled features: h = (x − b_d) W_eᵀ + b_e, z = ReLU(TopK_k(h)), x̂ = z W_d + b_d. The scalar makes
-    the variance of x one per feature on average, so a mean squared error is a share of the variance.
-    """
-
-    mean: Tensor  # [D]
-    scale: Tensor  # scalar
-    encoder: Tensor  # [M, D], W_e
-    encoder_bias: Tensor  # [M], b_e
-    decoder: Tensor  # [M, D], W_d, unit rows
-    decoder_bias: Tensor  # [D], b_d
-    k: int
-
-    def __init__(self, settings: DictionarySettings) -> None:
-        self.size = settings
-
-    def _start(self, rows: TrainingRows, seed: int) -> None:
-        """Set centre and scale from the training rows and draw the dictionary; the same for both methods."""
-        self.width = self.size.width or max(1, round(self.size.width_factor * rows.width))
-        self.k = self.size.k or min(32, max(1, self.width // 4))
-        if self.k > self.width:
-            raise UsageError(f"k is {self.k} and the dictionary has {self.width} latents: choose a smaller k.")
-        self.mean = rows.mean.float()
-        self.scale = rows.variance.mean().sqrt().float()
-        generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
-        drawn = torch.randn(self.width, rows.width, generator=generator)
-        self.decoder = F.normalize(drawn, dim=1).to(rows.device)
-        self.encoder = self.decoder.clone()
-        self.encoder_bias = torch.zeros(self.width, device=rows.device)
-        self.decoder_bias = torch.zeros(rows.width, device=rows.device)
-
-    def scaled(self, features_nd: Tensor) -> Tensor:
-        return (features_nd - self.mean) / self.scale
-
-    def before_top_k(self, scaled_nd: Tensor) -> Tensor:
-        """h [n, M]; the bias b_d is folded into b_e, which saves a pass over the rows."""
-        return F.linear(scaled_nd, self.encoder, self.encoder_bias - self.encoder @ self.decoder_bias)
-
-    def top_k(self, h_nm: Tensor) -> SparseRows:
-        values, indices = h_nm.topk(self.k, dim=1, sorted=False)
-        return SparseRows(values.relu(), indices, self.width)
-
-    def reconstruct(self, codes: Tensor | SparseRows) -> Tensor:
-        """x̂ [n, D] in scaled units; of sparse codes only the k rows of W_d that are active are read."""
-        return decoded(codes, self.decoder) + self.decoder_bias
-
-    def encode(self, features_nd: Tensor) -> SparseRows:
-        return self.top_k(self.before_top_k(self.scaled(features_nd)))
-
-    def decode(self, codes: Tensor | SparseRows) -> Tensor:
-        return self.reconstruct(codes) * self.scale + self.mean
-
-    @property
-    def directions(self) -> Tensor:
-        return self.decoder * self.scale
-
-    def state(self) -> dict[str, Tensor]:
-        return {
-            "mean": self.mean,
-            "scale": self.scale,
-            "encoder": self.encoder,
-            "encoder_bias": self.encoder_bias,
-            "decoder": self.decoder,
-            "decoder_bias": self.decoder_bias,
-            "k": torch.tensor(self.k),
-        }
-
-    def restore(self, state: dict[str, Tensor]) -> Self:
-        self.mean, self.scale = state["mean"], state["scale"]
-        self.encoder, self.encoder_bias = state["encoder"], state["encoder_bias"]
-        self.decoder, self.decoder_bias = state["decoder"], state["decoder_bias"]
-        self.k, self.width = int(state["k"]), len(self.encoder)
-        return self
-
-    @torch.no_grad()
-    def _measure(self, rows: TrainingRows) -> dict[str, float]:
-        """Explained variance 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² in float64, mean L0 and the share of dead latents."""
-        missed, active = 0.0, 0
-        fired = torch.zeros(self.width, dtype=torch.bool, device=self.encoder.device)
-        for chunk_nd in rows.chunks():
-            codes = self.encode(chunk_nd)
-            missed += float((chunk_nd.double() - self.decode(codes).double()).square().sum())
-            active += int((codes.values > 0).sum())
-            fired[codes.indices[codes.values > 0]] = True
-        return {
-            "explained_variance": 1 - missed / (float(rows.variance.sum()) * len(rows)),
-            "l0": active / len(rows),
-            "dead_share": 1 - float(fired.float().mean()),
-        }
-
-
-class RandomTopK(_Dictionary):
+class RandomTopK(Dictionary):
     """The TopK autoencoder as it is before training: what width and sparsity give by themselves."""
 
     method: ClassVar[str] = "random-topk"
 
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
         self._start(rows, seed)
-        self.measures = {**self._measure(rows), "width": self.width, "k": self.k}
+        self.measures = {**self._measure(rows, self.encode), "width": self.width, "k": self.k}
         return self
 
 
-class TopKSAE(_Dictionary):
+class TopKSAE(TrainedDictionary):
     """TopK sparse autoencoder with AuxK (Gao et al. 2024, arXiv 2406.04093).
 
     Defaults by measurement on 1,200 digits, width 1,024, k = 16, 1,500 steps: with AuxK the explained variance is
@@ -152,71 +36,133 @@ class TopKSAE(_Dictionary):
     """
 
     method: ClassVar[str] = "sae"
+    settings: TrainedDictionarySettings
 
     def __init__(self, settings: TrainedDictionarySettings) -> None:
         super().__init__(settings)
         self.settings = settings
 
-    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
-        self._start(rows, seed)
-        untrained = self._measure(rows)["explained_variance"]
-        schedule = Schedule.of(self.settings, len(rows), self.width)
-        self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
-        self.measures = {
-            **self._measure(rows),
-            "explained_variance_untrained": untrained,
-            "width": self.width,
-            "k": self.k,
-            "steps": schedule.steps,
-        }
-        return self
-
-    def _train(self, rows: TrainingRows, schedule: Schedule, order: torch.Generator) -> None:
-        names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
-        for name in names:
-            setattr(self, name, nn.Parameter(getattr(self, name)))
-        optimiser = torch.optim.Adam(
-            [getattr(self, name) for name in names], lr=schedule.learning_rate, fused=True
-        )
-        idle = torch.zeros(self.width, device=self.mean.device)  # rows seen since each latent fired
-        patience = self.settings.dead_epochs * len(rows)
-        positions = torch.empty(0, dtype=torch.int64)
-        with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
-            for step in range(schedule.steps):
-                if len(positions) < schedule.batch_size:
-                    positions = torch.randperm(len(rows), generator=order)
-                taken, positions = positions[: schedule.batch_size], positions[schedule.batch_size :]
-                for group in optimiser.param_groups:
-                    group["lr"] = schedule.rate(step)
-                self._step(self.scaled(rows.batch(taken)), idle, patience, optimiser)
-                advance(1)
-        for name in names:
-            setattr(self, name, getattr(self, name).detach())
-
-    def _step(self, x: Tensor, idle: Tensor, patience: float, optimiser: torch.optim.Optimizer) -> None:
-        h = self.before_top_k(x)
-        codes = self.top_k(h)
+    def _loss(self, x: Tensor, training: Training) -> Tensor:
+        h = self.pre_activations(x)
+        codes = self.select(h)
+        training.saw(codes, len(x))
         error = x - self.reconstruct(codes)
-        loss = error.square().mean()
-        idle += len(x)
-        idle[codes.indices[codes.values > 0]] = 0
-        dead = (idle >= patience).nonzero().squeeze(1)
+        loss = self._missed(x, codes, error)
+        dead = (training.idle_m >= self.settings.dead_epochs * training.rows).nonzero().squeeze(1)
         if self.settings.aux_weight and len(dead):
             few = min(1.0, len(dead) / (x.shape[1] / 2))
             loss = loss + self.settings.aux_weight * few * aux_k(h, error, self.decoder, dead)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            remove_parallel(self.decoder)
-            optimiser.step()
-            self.decoder.copy_(F.normalize(self.decoder, dim=1))
+        return loss
+
+    def select(self, h_nm: Tensor) -> SparseRows:
+        """The codes of a training batch."""
+        return self.top_k(h_nm)
+
+    def _missed(self, x: Tensor, codes: SparseRows, error: Tensor) -> Tensor:  # noqa: ARG002 (prefixes need them)
+        """The reconstruction loss; `error` is x − x̂."""
+        return error.square().mean()
 
 
-def decoded(codes: Tensor | SparseRows, decoder: Tensor) -> Tensor:
-    """Σ_j z_j d_j for each row [n, D]."""
-    if isinstance(codes, Tensor):
-        return codes @ decoder
-    return F.embedding_bag(codes.indices, decoder, per_sample_weights=codes.values, mode="sum")
+class FrozenDecoder(TopKSAE):
+    """The TopK autoencoder whose decoder stays random: what its encoder alone can learn (arXiv 2602.14111)."""
+
+    method: ClassVar[str] = "frozen-decoder"
+    trained: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder_bias")
+    unit_rows: ClassVar[bool] = False
+
+
+class FrozenEncoder(TopKSAE):
+    """The TopK autoencoder whose encoder stays random: what its decoder alone can learn (arXiv 2602.14111).
+
+    Its codes are those of `random-topk`, so probes cannot tell the two apart: it is the control for what is read
+    off the decoder, such as explained variance and directions.
+    """
+
+    method: ClassVar[str] = "frozen-encoder"
+    trained: ClassVar[tuple[str, ...]] = ("decoder", "decoder_bias")
+
+    def pre_activations(self, scaled_nd: Tensor) -> Tensor:
+        """h = x W_eᵀ: b_d, which is trained, would move it."""
+        return F.linear(scaled_nd, self.encoder, self.encoder_bias)
+
+
+class MatryoshkaSAE(TopKSAE):
+    """Nested prefixes of the latents, each of which reconstructs alone (Bussmann et al. 2025, arXiv 2503.17547).
+
+    The loss is the average over prefixes of m_1 < … < m_G = M latents of mean (x − z_{:m} W_{d,:m} − b_d)², all
+    from one z. The codes are TopK, where the paper has BatchTopK: each row then has k active latents, as those of
+    `sae` and `random-topk` have, and the nesting is all that differs.
+    """
+
+    method: ClassVar[str] = "sae-matryoshka"
+    settings: MatryoshkaSettings
+
+    def prefixes(self) -> list[int]:
+        """m_1 < … < m_G, each twice the one before."""
+        halvings = range(self.settings.prefixes - 1, -1, -1)
+        return sorted({max(1, round(self.width / 2**halving)) for halving in halvings})
+
+    def _missed(self, x: Tensor, codes: SparseRows, error: Tensor) -> Tensor:
+        *shorter, _ = prefixes = self.prefixes()
+        losses = [error.square().mean()]
+        for m in shorter:
+            nested = SparseRows(codes.values * (codes.indices < m), codes.indices, codes.width)
+            losses.append((x - self.reconstruct(nested)).square().mean())
+        return torch.stack(losses).sum() / len(prefixes)
+
+
+class BatchTopKSAE(VariableL0, TopKSAE):
+    """BatchTopK sparse autoencoder with AuxK (Bussmann et al. 2024, arXiv 2412.06410).
+
+    In training the k·B largest of ReLU(h) in a batch are kept. A code must not depend on the other rows of its
+    batch, so afterwards one threshold θ replaces them: z = ReLU(h) where h > θ, with θ the (1 − k/M) quantile of
+    ReLU(h) over the training rows, where the mean L0 is k.
+    """
+
+    method: ClassVar[str] = "sae-batchtopk"
+    threshold: Tensor  # scalar
+
+    def select(self, h_nm: Tensor) -> SparseRows:
+        values, flat = h_nm.flatten().topk(self.k * len(h_nm), sorted=False)
+        flat, order = flat.sort()
+        return packed(flat // self.width, flat % self.width, values[order].relu(), h_nm.shape)
+
+    def active(self, h_nm: Tensor) -> Tensor:
+        return torch.where(h_nm > self.threshold, h_nm, 0)
+
+    def _finish(self, rows: TrainingRows) -> None:
+        theta = self._threshold(rows)
+        if theta == 0:
+            log.warning(
+                "Fewer than k = %d of %d latents are positive on average, so %s keeps all that are.",
+                self.k, self.width, self.method,
+            )  # fmt: skip
+        self.threshold = torch.tensor(theta, device=rows.device)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), "threshold": self.threshold}
+
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        self.threshold = state["threshold"]
+        return super().restore(state)
+
+
+class DenseAutoencoder(TrainedDictionary):
+    """z = ReLU(h) with nothing that makes it sparse: what width and training give without sparsity.
+
+    It takes the k of the arm it stands beside and has no use for it.
+    """
+
+    method: ClassVar[str] = "dense-ae"
+
+    def activate(self, h_nm: Tensor) -> Tensor:
+        return h_nm.relu()
+
+    def _untrained(self, features_nd: Tensor) -> Tensor | SparseRows:
+        return self.encode(features_nd)
+
+    def _loss(self, x: Tensor, training: Training) -> Tensor:  # noqa: ARG002 (it has no dead latents to count)
+        return (x - self.reconstruct(self.activate(self.pre_activations(x)))).square().mean()
 
 
 def aux_k(h: Tensor, error: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
@@ -236,10 +182,3 @@ def aux_k(h: Tensor, error: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
     spread = (error - error.mean(dim=0)).square().mean()
     # not nan_to_num: it mends the value of 0/0 and leaves its gradient NaN
     return torch.where(spread > 0, missed / spread.clamp_min(torch.finfo(spread.dtype).tiny), 0.0)
-
-
-def remove_parallel(decoder: Tensor) -> None:
-    """Take from the gradient of each unit row its part along the row, which only the norm would feel."""
-    assert decoder.grad is not None
-    along = (decoder.grad * decoder).sum(dim=1, keepdim=True)
-    decoder.grad.sub_(along * decoder)

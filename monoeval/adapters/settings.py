@@ -37,13 +37,42 @@ class DictionarySettings(Spec):
         return self
 
 
-class TrainedDictionarySettings(DictionarySettings):
-    """A dictionary and its training; what is None follows the number of rows (`sae.Schedule`)."""
+class TrainingSettings(DictionarySettings):
+    """A dictionary and its training; what is None follows the number of rows (`dictionary.Schedule`)."""
 
     steps: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
+
+
+class TrainedDictionarySettings(TrainingSettings):
+    """A dictionary whose dead latents are taught by AuxK."""
+
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of AuxK, which teaches dead latents; 0 turns it off."""
     dead_epochs: Annotated[float, Field(gt=0)] = 1.0
     """A latent that has not fired for this many passes over the training rows is dead."""
+
+
+class MatryoshkaSettings(TrainedDictionarySettings):
+    """`sae-matryoshka`: nested dictionaries, each twice as wide as the one before, up to the whole width."""
+
+    prefixes: Count = 4
+
+
+class ArchetypalSettings(TrainedDictionarySettings):
+    """`sae-archetypal`: latents that are nearly convex combinations of training rows."""
+
+    candidates: Count | None = None
+    """Centroids that span the hull, at most one a training row; None: as many as latents, at most 1,024."""
+    relaxation: Annotated[float, Field(ge=0)] = 0.1
+    """How far a latent may lie from the hull, in root-mean-square lengths of a centred training row."""
+
+
+class JumpReLUSettings(TrainingSettings):
+    """`sae-jumprelu`: thresholds that are trained towards k active latents."""
+
+    sparsity_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the squared relative distance of L0 from k, once warmed up."""
+    bandwidth: Annotated[float, Field(gt=0)] = 0.5
+    """Width of the window around a threshold whose rows move it; a feature's mean variance is 1."""

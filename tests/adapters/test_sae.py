@@ -7,11 +7,12 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from monoeval.adapters import sae
+from monoeval.adapters import dictionary
 from monoeval.adapters.base import Codes
+from monoeval.adapters.dictionary import Schedule, Training, remove_parallel
 from monoeval.adapters.registry import build
 from monoeval.adapters.rows import TrainingRows
-from monoeval.adapters.sae import Schedule, aux_k, remove_parallel
+from monoeval.adapters.sae import TopKSAE, aux_k
 from monoeval.adapters.settings import TrainedDictionarySettings
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.errors import MonoevalError, UsageError
@@ -104,7 +105,7 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
     adapter.k, adapter.width = 1, 5
     for name, value in zip(names, values, strict=True):
         setattr(adapter, name, torch.nn.Parameter(value.clone()))
-    idle = torch.full((5,), 100.0)
+    training = Training(Schedule(1, 4, 0.0), 10, torch.full((5,), 100.0))
     gradients = {}
 
     def dense(encoder, bias, decoder, offset):
@@ -124,9 +125,11 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
     base_error = x - (z0 @ values[2] + values[3])
     optimiser = torch.optim.SGD([getattr(adapter, name) for name in names], lr=0.0)
     monkeypatch.setattr(
-        sae, "remove_parallel", lambda _: gradients.update({n: getattr(adapter, n).grad.clone() for n in names})
+        dictionary,
+        "remove_parallel",
+        lambda _: gradients.update({n: getattr(adapter, n).grad.clone() for n in names}),
     )
-    adapter._step(x, idle, 10.0, optimiser)
+    adapter._step(x, training, optimiser)
     for position, name in enumerate(names):
         for place in np.ndindex(values[position].shape):
             ends = []
@@ -139,7 +142,7 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
 
 def test_decoder_rows_stay_unit_after_each_step_and_gradients_have_no_radial_part(feature_set, monkeypatch):
     norms, radial = [], []
-    step, remove = sae.TopKSAE._step, sae.remove_parallel
+    step, remove = TopKSAE._step, dictionary.remove_parallel
 
     def watched(self, *rest):
         step(self, *rest)
@@ -149,8 +152,8 @@ def test_decoder_rows_stay_unit_after_each_step_and_gradients_have_no_radial_par
         remove(decoder)
         radial.append((decoder.grad * decoder).sum(1).abs().max().item())
 
-    monkeypatch.setattr(sae.TopKSAE, "_step", watched)
-    monkeypatch.setattr(sae, "remove_parallel", seen)
+    monkeypatch.setattr(TopKSAE, "_step", watched)
+    monkeypatch.setattr(dictionary, "remove_parallel", seen)
     make(width=30, k=3, steps=7).fit(TrainingRows(feature_set(gaussian()), None, CPU), seed=0)
     assert len(norms) == 7
     torch.testing.assert_close(torch.stack(norms), torch.ones(7, 30))

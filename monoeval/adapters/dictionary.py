@@ -1,0 +1,356 @@
+"""What all sparse autoencoders share: one scaling, one start, one training loop, one way to measure a fit."""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monoeval import progress
+from monoeval.adapters.base import Adapter, SparseRows
+from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.settings import DictionarySettings, TrainingSettings
+from monoeval.errors import UsageError
+from monoeval.keys import draw_seed
+
+log = logging.getLogger("monoeval")
+
+Encode = Callable[[Tensor], Tensor | SparseRows]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a dictionary is trained on a number of rows."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+    @classmethod
+    def of(cls, settings: TrainingSettings, rows: int, width: int) -> Self:
+        batch = min(rows, settings.batch_size or max(128, min(4096, rows // 64)))
+        least = min(1500, max(300, 2 * rows))  # a handful of rows is learned by heart long before 1,500
+        steps = max(least, math.ceil(10 * rows / batch)) if settings.steps is None else settings.steps
+        rate = settings.learning_rate or 4e-3 * math.sqrt(1024 / max(width, 1024))
+        return cls(steps, batch, rate)
+
+    def rate(self, step: int) -> float:
+        """The learning rate at `step`: a short linear warm-up, then level, then linear to 0 in the last third."""
+        warm, decay = max(1, self.steps // 20), max(1, self.steps // 3)
+        return self.learning_rate * min(1.0, (step + 1) / warm, (self.steps - step) / decay)
+
+
+class Dictionary(Adapter):
+    """A dictionary over features that are centred and divided by one scalar, in fitting and encoding alike.
+
+    With x the scaled features: h = (x − b_d) W_eᵀ + b_e, z = ReLU(TopK_k(h)), x̂ = z W_d + b_d. The scalar makes
+    the variance of x one per feature on average, so a mean squared error is a share of the variance. Subclasses
+    with another activation say so in `activate`.
+    """
+
+    mean: Tensor  # [D]
+    scale: Tensor  # scalar
+    encoder: Tensor  # [M, D], W_e
+    encoder_bias: Tensor  # [M], b_e
+    decoder: Tensor  # [M, D], W_d
+    decoder_bias: Tensor  # [D], b_d
+    k: int
+
+    def __init__(self, settings: DictionarySettings) -> None:
+        self.size = settings
+
+    def _start(self, rows: TrainingRows, seed: int) -> None:
+        """Set centre and scale from the training rows and draw unit rows; the same for every dictionary.
+
+        Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
+        """
+        self.width = self.size.width or max(1, round(self.size.width_factor * rows.width))
+        self.k = self.size.k or min(32, max(1, self.width // 4))
+        if self.k > self.width:
+            raise UsageError(f"k is {self.k} and the dictionary has {self.width} latents: choose a smaller k.")
+        self.mean = rows.mean.float()
+        self.scale = rows.variance.mean().sqrt().float()
+        generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
+        drawn = torch.randn(self.width, rows.width, generator=generator)
+        self.decoder = F.normalize(drawn, dim=1).to(rows.device)
+        self.encoder = self.decoder.clone()
+        self.encoder_bias = torch.zeros(self.width, device=rows.device)
+        self.decoder_bias = torch.zeros(rows.width, device=rows.device)
+
+    def scaled(self, features_nd: Tensor) -> Tensor:
+        return (features_nd - self.mean) / self.scale
+
+    def pre_activations(self, scaled_nd: Tensor) -> Tensor:
+        """h [n, M]; the bias b_d is folded into b_e, which saves a pass over the rows."""
+        return F.linear(scaled_nd, self.encoder, self.encoder_bias - self.encoder @ self.decoder_bias)
+
+    def top_k(self, h_nm: Tensor) -> SparseRows:
+        values, indices = h_nm.topk(self.k, dim=1, sorted=False)
+        return SparseRows(values.relu(), indices, self.width)
+
+    def activate(self, h_nm: Tensor) -> Tensor | SparseRows:
+        """The codes of pre-activations."""
+        return self.top_k(h_nm)
+
+    def reconstruct(self, codes: Tensor | SparseRows) -> Tensor:
+        """x̂ [n, D] in scaled units; of sparse codes only the k rows of W_d that are active are read."""
+        return decoded(codes, self.decoder) + self.decoder_bias
+
+    def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
+        return self.activate(self.pre_activations(self.scaled(features_nd)))
+
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
+        return self.reconstruct(codes) * self.scale + self.mean
+
+    @property
+    def directions(self) -> Tensor:
+        return self.decoder * self.scale
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "encoder": self.encoder,
+            "encoder_bias": self.encoder_bias,
+            "decoder": self.decoder,
+            "decoder_bias": self.decoder_bias,
+            "k": torch.tensor(self.k),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        self.mean, self.scale = state["mean"], state["scale"]
+        self.encoder, self.encoder_bias = state["encoder"], state["encoder_bias"]
+        self.decoder, self.decoder_bias = state["decoder"], state["decoder_bias"]
+        self.k, self.width = int(state["k"]), len(self.encoder)
+        return self
+
+    @torch.no_grad()
+    def _measure(self, rows: TrainingRows, encode: Encode) -> dict[str, float]:
+        """Explained variance 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² in float64, mean and largest L0, share of dead latents."""
+        missed, active, most = 0.0, 0, 0
+        fired = torch.zeros(self.width, dtype=torch.bool, device=self.encoder.device)
+        for chunk_nd in rows.chunks():
+            codes = encode(chunk_nd)
+            missed += float((chunk_nd.double() - self.decode(codes).double()).square().sum())
+            firing = (codes if isinstance(codes, Tensor) else codes.values) > 0
+            active += int(firing.sum())
+            most = max(most, int(firing.sum(dim=1).max()))
+            _mark(fired, codes)
+        return {
+            "explained_variance": 1 - missed / (float(rows.variance.sum()) * len(rows)),
+            "l0": active / len(rows),
+            "l0_max": most,
+            "dead_share": 1 - float(fired.float().mean()),
+        }
+
+
+@dataclass
+class Training:
+    """Where the training of one dictionary stands."""
+
+    schedule: Schedule
+    rows: int
+    idle_m: Tensor
+    """Rows seen since each latent fired."""
+    step: int = 0
+
+    def saw(self, codes: Tensor | SparseRows, rows: int) -> None:
+        """Take note of which latents fired on a batch."""
+        self.idle_m += rows
+        _mark(self.idle_m, codes, 0)
+
+
+class TrainedDictionary(Dictionary):
+    """A dictionary and the loop that trains it with Adam on a loss that each method states."""
+
+    trained: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    """The tensors that are trained; the others stay where `_start` put them."""
+    unit_rows: ClassVar[bool] = True
+    """Decoder rows are kept at length one, and their gradient has no part along them."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        super().__init__(settings)
+        self.settings = settings
+
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        self._start(rows, seed)
+        untrained = self._measure(rows, self._untrained)["explained_variance"]
+        schedule = Schedule.of(self.settings, len(rows), self.width)
+        self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
+        self._finish(rows)
+        self.measures = {
+            **self._measure(rows, self.encode),
+            "explained_variance_untrained": untrained,
+            "width": self.width,
+            "k": self.k,
+            "steps": schedule.steps,
+        }
+        return self
+
+    def _untrained(self, features_nd: Tensor) -> Tensor | SparseRows:
+        """Codes of the dictionary before training: TopK for every sparse method, so that L0 is equal."""
+        return self.top_k(self.pre_activations(self.scaled(features_nd)))
+
+    def _train(self, rows: TrainingRows, schedule: Schedule, order: torch.Generator) -> None:
+        for name in self.trained:
+            setattr(self, name, nn.Parameter(getattr(self, name)))
+        optimiser = torch.optim.Adam(
+            [getattr(self, name) for name in self.trained], lr=schedule.learning_rate, fused=True
+        )
+        training = Training(schedule, len(rows), torch.zeros(self.width, device=self.mean.device))
+        positions = torch.empty(0, dtype=torch.int64)
+        with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
+            for training.step in range(schedule.steps):
+                if len(positions) < schedule.batch_size:
+                    positions = torch.randperm(len(rows), generator=order)
+                taken, positions = positions[: schedule.batch_size], positions[schedule.batch_size :]
+                for group in optimiser.param_groups:
+                    group["lr"] = schedule.rate(training.step)
+                self._step(self.scaled(rows.batch(taken)), training, optimiser)
+                advance(1)
+        for name in self.trained:
+            setattr(self, name, getattr(self, name).detach())
+
+    def _step(self, x: Tensor, training: Training, optimiser: torch.optim.Optimizer) -> None:
+        loss = self._loss(x, training)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            if self.unit_rows:
+                remove_parallel(self.decoder)
+            optimiser.step()
+            self._constrain()
+
+    @abstractmethod
+    def _loss(self, x: Tensor, training: Training) -> Tensor:
+        """The loss of a batch of scaled rows [B, D], a scalar."""
+
+    def _constrain(self) -> None:
+        """Bring parameters back to where the method keeps them, after each step."""
+        if self.unit_rows:
+            self.decoder.copy_(F.normalize(self.decoder, dim=1))
+
+    def _finish(self, rows: TrainingRows) -> None:
+        """What is set once the parameters are trained."""
+
+
+class VariableL0(TrainedDictionary):
+    """A dictionary whose rows have k active latents on average, not each.
+
+    Its codes are sparse rows with as many places as the fullest training row needs, and more in a chunk with a
+    fuller row. Where that is above a quarter of the width, they are dense.
+    """
+
+    places: int = 0
+    """Places of a sparse row; 0: codes are dense."""
+
+    @abstractmethod
+    def active(self, h_nm: Tensor) -> Tensor:
+        """Codes [n, M], dense."""
+
+    def activate(self, h_nm: Tensor) -> Tensor | SparseRows:
+        z_nm = self.active(h_nm)
+        if not self.places:
+            return z_nm
+        rows, indices = (z_nm > 0).nonzero(as_tuple=True)
+        return packed(rows, indices, z_nm[rows, indices], z_nm.shape, self.places)
+
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        self.places = 0
+        super().fit(rows, seed=seed)
+        # rounding at a threshold depends on the batch: spare places keep chunks of training rows alike
+        needed = 8 * math.ceil((self.measures["l0_max"] + 1) / 8)
+        self.places = needed if needed <= self.width / 4 else 0
+        if abs(self.measures["l0"] / self.k - 1) > 0.1:
+            log.warning(
+                "%s has %.1f active latents a training row, not the %d asked for: compare it with controls that "
+                "have as many.", self.method, self.measures["l0"], self.k,
+            )  # fmt: skip
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        return {**super().state(), "places": torch.tensor(self.places)}
+
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        self.places = int(state["places"])
+        return super().restore(state)
+
+    @torch.no_grad()
+    def _threshold(self, rows: TrainingRows) -> float:
+        """θ of the training rows such that k latents a row have h > θ on average: the (1 − k/M) quantile of
+        ReLU(h), exactly; 0 where fewer are positive."""
+        size = max(1, min(4096, (1 << 24) // self.width))
+        return kth_largest(
+            lambda: (self.pre_activations(self.scaled(chunk_nd)) for chunk_nd in rows.chunks(size)),
+            self.k * len(rows) + 1,
+        )
+
+
+def kth_largest(chunks: Callable[[], Iterator[Tensor]], rank: int) -> float:
+    """The `rank`-th largest (from 1) of the positive float32 numbers in all chunks; 0 where fewer are positive.
+
+    `chunks` is called twice and must give the same numbers. Positive floats are ordered as their bits are, so the
+    first pass counts the upper 16 bits and the second the lower 16 within the bin that holds the rank: exact, in
+    memory that does not grow with the numbers.
+    """
+
+    def bits() -> Iterator[Tensor]:
+        return (chunk[chunk > 0].view(torch.int32) for chunk in chunks())
+
+    upper = sum(torch.bincount(b >> 16, minlength=1 << 15).cpu() for b in bits())
+    assert isinstance(upper, Tensor)
+    if int(upper.sum()) < rank:
+        return 0.0
+    high, rank = _bin_of(upper, rank)
+    lower = sum(torch.bincount(b[b >> 16 == high] & 0xFFFF, minlength=1 << 16).cpu() for b in bits())
+    assert isinstance(lower, Tensor)
+    low, _ = _bin_of(lower, rank)
+    return float(torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32))
+
+
+def _bin_of(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds the `rank`-th largest, and its rank within that bin."""
+    above = counts.flip(0).cumsum(0).flip(0)  # how many lie in each bin and those above it
+    place = int((above >= rank).nonzero()[-1])
+    return place, rank - int(above[place] - counts[place])
+
+
+def packed(rows: Tensor, indices: Tensor, values: Tensor, shape: torch.Size, least: int = 1) -> SparseRows:
+    """Sparse rows of `values` at (`rows`, `indices`) of a matrix [n, M]; `rows` ascend.
+
+    All rows have as many places as the fullest needs, at least `least`.
+    """
+    n, width = shape
+    counts = torch.bincount(rows, minlength=n)
+    places = max(least, int(counts.max())) if n else least
+    at = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    padded = values.new_zeros(n, places).index_put((rows, at), values)
+    where = indices.new_zeros(n, places).index_put((rows, at), indices)
+    return SparseRows(padded, where, width)
+
+
+def decoded(codes: Tensor | SparseRows, decoder: Tensor) -> Tensor:
+    """Σ_j z_j d_j for each row [n, D]."""
+    if isinstance(codes, Tensor):
+        return codes @ decoder
+    return F.embedding_bag(codes.indices, decoder, per_sample_weights=codes.values, mode="sum")
+
+
+def remove_parallel(decoder: Tensor) -> None:
+    """Take from the gradient of each unit row its part along the row, which only the norm would feel."""
+    assert decoder.grad is not None
+    along = (decoder.grad * decoder).sum(dim=1, keepdim=True)
+    decoder.grad.sub_(along * decoder)
+
+
+def _mark(each_m: Tensor, codes: Tensor | SparseRows, value: float = 1) -> None:
+    """Set `value` for each latent that fires in `codes`."""
+    if isinstance(codes, Tensor):
+        each_m[(codes > 0).any(dim=0)] = value
+    else:
+        each_m[codes.indices[codes.values > 0]] = value
