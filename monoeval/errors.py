@@ -1,6 +1,7 @@
 """Errors a person reads: one sentence that says what was wrong and what to type instead."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -32,3 +33,16 @@ def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> Usa
     else:
         advice = f"`monoeval list {kind}s` shows all {len(names)}."
     return UsageError(f"There is no {kind} named {word!r}: {advice}{' ' + hint if hint else ''}")
+
+
+@contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Turn what torch and numpy raise where memory runs out into one sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(
+            error
+        ):  # torch has no class of its own for it on a CPU
+            raise MonoevalError(f"There is not enough memory for {what}: {advice}.") from error
+        raise

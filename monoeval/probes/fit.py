@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from monoeval.data.images import Ints
-from monoeval.errors import UsageError
+from monoeval.errors import UsageError, enough_memory
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.means import fit_means
 from monoeval.probes.neighbours import fit_neighbours
@@ -28,9 +28,22 @@ def fit_probes(
     """Tune and fit one probe a problem on shared codes [N, M]; `spec` is any of `probes.spec.PROBES`.
 
     `views` are codes of random views of the same rows, which the kind `paper` is trained on and no other reads.
-    Raises MonoevalError for codes that are not finite, UsageError for problems that cannot be fitted.
+    Raises MonoevalError for codes that are not finite or too large for the memory, UsageError for problems that
+    cannot be fitted.
     """
     _check(codes, problems, n_classes)
+    size = f"probes of {n_classes:,} classes on {len(codes):,} rows of {codes.width:,} codes"
+    with enough_memory(size, "use --limit, a narrower adapter, or --probe ncm, which needs least"):
+        return _fit(codes, problems, n_classes, spec, views)
+
+
+def _fit(
+    codes: TrainingCodes,
+    problems: Sequence[Problem],
+    n_classes: int,
+    spec: Spec,
+    views: Sequence[TrainingCodes],
+) -> Probes:
     if isinstance(spec, Paper) and len(views) != spec.n_views:
         raise UsageError(f"This probe needs codes of {spec.n_views} views, not {len(views)}: choose paper-cached.")
     if isinstance(spec, Paper | PaperCached):

@@ -1,12 +1,9 @@
 """Linear classifiers for many label sets at once: one objective, its descent, and the path over λ."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +12,7 @@ from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import COPIES, Descent
 from monoeval.probes.objective import Loss, Objective, Point
+from monoeval.probes.products import one_thread, worth_reducing
 from monoeval.probes.rows import RowSpace, all_rows
 
 TOLERANCE = 1e-4
@@ -22,8 +20,6 @@ TOLERANCE = 1e-4
 MOST_PASSES = 2000
 WORKING_SET = 2**29
 """Bytes of parameters and history above which problems are solved in turns."""
-WORTHWHILE = 1.5
-"""Reduced products are used from this gain in speed on."""
 SHARED_WORK = 2e9
 """Multiplications of a product from which threads share it."""
 REDUCED_WORK = 1e9
@@ -55,17 +51,22 @@ def minimise(
     where no `x` is given, and end by the estimate. `converged` is false where none of it came true in
     `max_passes`.
 
-    A `rough` descent stops earlier, where a step gains next to nothing, and uses reduced products where the
-    machine is faster at them. Its losses serve to compare λ; its gap is not proven.
+    Where the machine is faster at them, products are reduced: those of the curvature, and those of the gradient
+    where their rounding cannot show in the gap. A `rough` descent makes all of them so, and stops earlier, where
+    a step gains next to nothing. Its losses serve to compare λ; its gap is not proven.
     """
     if x is None and objective.loss.convex:
         x, at = objective.origin()
     elif x is None:
         x = minimise(objective.convex(), tolerance=tolerance, rough=rough, max_passes=max_passes).x
-    descent = Descent(copy(objective), x, at, tolerance, rough)
+    objective = copy(objective)
     device, work = objective.rows.device, float(objective.rows.n) * x.numel()
-    reduce = rough and not objective.rows.sparse and work >= REDUCED_WORK and worth_reducing(device.type)
-    with reduced(device) if reduce else nullcontext(), one_thread() if work < SHARED_WORK else nullcontext():
+    if not objective.rows.sparse and work >= REDUCED_WORK and worth_reducing(device.type):
+        objective.reduced_curvature = True
+        objective.reduced_gradient = rough or bool((objective.rounding() <= tolerance / 10).all())
+        objective.reduced_logits = rough
+    descent = Descent(copy(objective), x, at, tolerance, rough)
+    with one_thread() if work < SHARED_WORK else nullcontext():
         descent.run(max_passes)
         if not rough and objective.loss.convex and isinstance(objective.rows, RowSpace):
             groups = (descent.gap > tolerance).any(1).nonzero()[:, 0]
@@ -76,45 +77,6 @@ def minimise(
                 last.run(max_passes)
                 descent.put(groups, last)
     return descent
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in this thread alone: waking others for a pass of small operations takes longer than the pass."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def reduced(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices as bfloat16 (CPU) or TensorFloat-32 (CUDA) inside; sums stay float32."""
-    backends: Any = torch.backends  # some of its modules are made at run time
-    matmul = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if device.type == "cuda" else "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
-@cache
-def worth_reducing(device_type: str) -> bool:
-    """Whether this machine multiplies so much faster in reduced precision; measured once in a process."""
-    device = torch.device(device_type)
-    a = torch.ones(1024, 1024, device=device)
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        float((a @ a)[0, 0])
-        return time.perf_counter() - started
-
-    exact = min(seconds() for _ in range(4))
-    with reduced(device):
-        return exact > WORTHWHILE * min(seconds() for _ in range(4))
 
 
 @dataclass(frozen=True)

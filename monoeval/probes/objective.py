@@ -5,12 +5,14 @@ one matrix product each for all problems, and what lies between is done in place
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from monoeval.probes.products import reduced
 from monoeval.probes.rows import CHUNK, Rows, RowSpace
 from monoeval.probes.spec import GCE, SCE, Gradient, LabelSmoothing
 
@@ -22,6 +24,8 @@ SAMPLED = 4
 """Curvature is read off every fourth chunk, another fourth in each pass, and averaged over passes."""
 FADE = 0.5
 """How much the curvature of the points before counts."""
+ROUNDED = 2.0**-9
+"""Largest relative error of a number rounded to bfloat16."""
 LOG_ZERO = -4.0
 """What reverse cross-entropy takes for log 0 (Wang et al. 2019)."""
 
@@ -132,6 +136,7 @@ class Objective:
         self.frequency.scatter_add_(2, labels_gpn, self.share.double())
         self.present = self.frequency > 0
         self.row_losses, self.passes = row_losses, 0
+        self.reduced_curvature = self.reduced_gradient = self.reduced_logits = False
         targets = self._targets()
         self.mean_gpd, self.targets_gpcd = targets.sum(2)[..., :-1], targets[..., :-1]
         self.target_frequency = self._smoothed(self.frequency, self.frequency.new_ones(()))
@@ -175,6 +180,18 @@ class Objective:
         other.loss = Loss()
         return other
 
+    def _reduced(self, wanted: bool) -> AbstractContextManager[None]:
+        return reduced(self.rows.device) if wanted else nullcontext()
+
+    def rounding(self) -> Tensor:
+        """What reduced products of the gradient would add to the gap [G, P], as a share of f.
+
+        Both factors, residual r and row x, are rounded with a relative variance v each, so the gradient's squared
+        error is 2v Σ ω²|r|²|x|². With |r|² ≤ 2ℓ and the mean |x|² of one that codes are scaled to, this is at most
+        4v f Σ ω², and the gap holds 1/2λ of it.
+        """
+        return 2 * ROUNDED**2 / 3 * self.share.square().sum(2) / self.l2
+
     def take(self, along: int, index: Tensor) -> None:
         """Keep some groups (along 0) or some problems (along 1)."""
         for name in (
@@ -205,7 +222,8 @@ class Objective:
         few = self.rows.n * n_logits <= SAMPLED * CHUNK
         for number, chunk in enumerate(self.rows.chunks(n_logits)):
             label, share = self.labels[:, :, None, chunk.rows], self.share[:, :, None, chunk.rows]
-            z = chunk.logits(weights, offset, room)
+            with self._reduced(self.reduced_logits):
+                z = chunk.logits(weights, offset, room)
             z = z.view(n_groups, n_problems, n_classes, z.shape[2])
             z -= z.amax(2, keepdim=True)
             ahead = z.gather(2, label)
@@ -233,7 +251,8 @@ class Objective:
                 )
                 seen += share.sum((2, 3))
                 spread += curved.sum(3)
-                chunk.add(centre, curved.flatten(1, 2))
+                with self._reduced(self.reduced_curvature):
+                    chunk.add(centre, curved.flatten(1, 2))
                 z *= pull
             else:
                 z *= pull / mass
@@ -241,7 +260,8 @@ class Objective:
             if smooth is not None:
                 self._smooth(z, label, pull)
             total += z.sum(3)
-            chunk.add(gradient, z.flatten(1, 2))
+            with self._reduced(self.reduced_gradient):
+                chunk.add(gradient, z.flatten(1, 2))
         self.passes += 1
         centre = self.rows.end(centre, spread.to(x.dtype))[..., :-1]
         return Point(value, self.rows.end(gradient, total.to(x.dtype)), seen, spread, centre, losses)

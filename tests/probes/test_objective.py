@@ -1,5 +1,7 @@
 """Value, gradient, curvature and lower bound of a pass, against float64 written as textbooks do."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from monoeval.adapters.base import SparseRows
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.logistic import minimise
 from monoeval.probes.objective import Loss, Objective
-from monoeval.probes.rows import RowSpace, Shared
+from monoeval.probes.rows import DenseChunk, RowSpace, Shared
 
 N, WIDTH, C = 60, 5, 4
 LOSSES = {
@@ -242,3 +244,32 @@ def test_scaled_cross_entropy_claims_no_bound_that_was_derived_for_another_scale
     objective = one(codes, labels, weights, alpha=3.0)
     x = anywhere(objective)
     assert float(objective.weigh(x, objective(x)).bound) == -torch.inf
+
+
+def test_rounded_gradients_err_as_little_as_is_promised():
+    rng = np.random.default_rng(5)
+    codes = rng.standard_normal((4096, 64)).astype(np.float32) / 8  # rows of norm one on average
+    labels = torch.from_numpy(rng.integers(0, C, 4096))[None, None]
+    l2 = torch.full((1, 1), 1e-3, dtype=torch.float64)
+    weights = torch.from_numpy(rng.exponential(size=(1, 1, 4096)).astype(np.float32))
+    objective = Objective(Shared(TrainingCodes(torch.from_numpy(codes))), labels, weights, l2, C, Loss(), False)
+    x = anywhere(objective, size=3.0)
+    exact = objective(x)
+    rounded = copy(objective)
+    rounded.rows = copy(objective.rows)
+    inside = rounded.rows._centred.bfloat16().float()
+    chunk = DenseChunk(slice(0, 4096), objective.rows._centred[None])
+    rounded.rows.chunks = lambda _: iter([RoundedChunk(chunk, inside)])
+    error = (rounded(x).gradient - exact.gradient)[..., :-1].square().sum()
+    gap = float(error) / (2 * l2) / exact.loss
+    assert 0.02 * objective.rounding() < gap <= objective.rounding()
+
+
+class RoundedChunk:
+    """A chunk whose gradient is of factors rounded to bfloat16, as hardware does it."""
+
+    def __init__(self, chunk, inside):
+        self.rows, self.logits, self.inside = chunk.rows, chunk.logits, inside
+
+    def add(self, gradient, residual_gkn):
+        gradient.baddbmm_(residual_gkn.bfloat16().float(), self.inside[None])

@@ -238,3 +238,13 @@ def test_errors_say_what_was_wrong():
     for wrong in ({"l2": (0.0, 1.0)}, {"l2": ()}, {"folds": 1}):
         with pytest.raises(ValidationError):
             Logistic(**wrong)
+
+
+def test_codes_too_large_for_the_memory_are_one_sentence(monkeypatch):
+    def full(*_: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("monoeval.probes.fit.fit_selected", full)
+    rows = np.arange(4)
+    with pytest.raises(MonoevalError, match="not enough memory for probes of 2 classes on 4 rows of 3 codes"):
+        fit_probes(torch.randn(4, 3), [Problem(rows, rows % 2)], 2, Logistic())
