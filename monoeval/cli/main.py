@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from monoeval import __version__
-from monoeval.cli import cache, console, doctor, listing, pretrain, probe, report, suite
+from monoeval.cli import cache, console, doctor, inspect, listing, pretrain, probe, report, suite
 from monoeval.errors import MonoevalError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _main(
 app.command()(suite.suite)
 app.command()(probe.probe)
 app.command()(pretrain.pretrain)
+app.command()(inspect.inspect)
 app.command()(report.report)
 app.command("list")(listing.listing)
 app.command()(doctor.doctor)

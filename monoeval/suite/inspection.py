@@ -1,0 +1,211 @@
+"""What one adapter's latents stand for: fitted on training rows, measured and shown on held-out ones."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monoeval import bundles
+from monoeval.adapters.base import Adapter, Codes, SparseRows
+from monoeval.adapters.registry import METHODS, build
+from monoeval.adapters.spec import AdapterSpec
+from monoeval.adapters.store import STEM, fit_cached, load
+from monoeval.backbones.extract import extract
+from monoeval.backbones.features import FeatureSet
+from monoeval.backbones.load import Backbone, load_backbone
+from monoeval.backbones.resolve import identity
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.images import Data, ImageSet, Ints
+from monoeval.data.transforms import views
+from monoeval.errors import UsageError
+from monoeval.keys import key
+from monoeval.metrics.dictionary import coherence, explained_variance
+from monoeval.metrics.latents import MIN_SUPPORT, Latents, measure
+from monoeval.metrics.separation import scatter_ratio
+from monoeval.metrics.streams import Entries, active, chunks
+from monoeval.report.gallery import Measure, Ranking, gallery, number, rank
+
+log = logging.getLogger("monoeval")
+
+TOP_ROWS = 20
+"""Strongest rows of each latent that the measures look at, the same for every method."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An adapter's latents on the test images of a data set."""
+
+    title: str
+    facts: dict[str, str]
+    measures: tuple[Measure, ...]
+    latents: Latents
+    images: ImageSet
+    backbone: Backbone
+    codes: Codes
+
+    def ranking(self, count: int, seed: int = 0) -> Ranking:
+        """The latents that a gallery of `count` in each group shows."""
+        return rank(self.latents, count, seed)
+
+    def page(self, ranking: Ranking, top: int = 9) -> str:
+        """The gallery as HTML, with `top` images a latent."""
+        return gallery(
+            self.title,
+            self.facts,
+            self.measures,
+            self.latents,
+            ranking,
+            columns(self.codes, ranking.shown),
+            self.images,
+            top=top,
+            square=self.backbone.preprocess.image,
+        )
+
+
+def inspect(
+    adapter: AdapterSpec | Path,
+    model: BackboneSpec,
+    data: Data,
+    *,
+    reference: BackboneSpec | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Inspection:
+    """Fit `adapter` on the training features of `model` (or load its folder), and measure it on the test images.
+
+    `reference` gives the embeddings that the monosemanticity score compares images by. Raises UsageError where it
+    is the model itself, and for a folder that holds no adapter for this model's features.
+    """
+    if reference is not None and key(identity(reference)) == key(identity(model)):
+        raise UsageError("--reference names the evaluated model: name another one, for example dinov2_s14.")
+    about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
+    backbone = load_backbone(model, device=device)
+    model_key = key(identity(model))
+    augmented = [] if isinstance(adapter, Path) else views(build(adapter).n_views)
+    train, *seen = extract(backbone, model_key, data.train, [None, *augmented])
+    if isinstance(adapter, Path):
+        spec, fitted = _loaded(adapter, about, train, backbone)
+        origin = {"saved in": adapter.resolve().name}
+    else:
+        spec = adapter
+        fitted = fit_cached(spec, train, None, seed=seed, device=backbone.device, views=seen)
+        origin = {"fitted on": f"{len(data.train):,} training images"}
+        if METHODS[spec.method].seeded:
+            origin["seed"] = str(seed)
+    codes = Codes(extract(backbone, model_key, data.test, [None])[0], fitted, backbone.device)
+    embeddings, compared = None, "needs --reference, another model than the one evaluated"
+    if reference is not None:
+        other = load_backbone(reference, device=device)
+        embeddings = extract(other, key(identity(reference)), data.test, [None])[0]
+        compared = f"images compared by {other.name}"
+    n_classes = len(data.test.class_names)
+    latents = measure(codes, data.test.labels, n_classes, reference=embeddings, top=TOP_ROWS)
+    facts = {
+        "backbone": backbone.name,
+        "method": spec.method,
+        **{name: str(value) for name, value in spec.params.items()},
+        **origin,
+        "held out": f"{len(data.test):,} images of {n_classes} classes of {data.test.name}",
+    }
+    measures = _measures(codes, data.test.labels, n_classes, latents, compared)
+    return Inspection(f"{spec.method} on {data.test.name}", facts, measures, latents, data.test, backbone, codes)
+
+
+def columns(codes: Codes, latents_s: Ints) -> NDArray[np.float32]:
+    """Activations [N, S] of a few latents on all rows, 0 where they are not active; 4 · N · S bytes of memory."""
+    kept_ns = np.zeros((len(codes), len(latents_s)), dtype=np.float32)
+    place_m = torch.full((codes.width,), -1, dtype=torch.int64, device=codes.device)
+    wanted = torch.from_numpy(np.asarray(latents_s, dtype=np.int64)).to(codes.device)
+    place_m[wanted] = torch.arange(len(wanted), device=codes.device)
+    for places, chunk in chunks(codes, None):
+        out_ns = kept_ns[places]
+        if isinstance(chunk, SparseRows):
+            entries = Entries.of(chunk)
+            slots = place_m[entries.latents]
+            used = entries.active & (slots >= 0)
+            at = entries.rows[used].cpu().numpy(), slots[used].cpu().numpy()
+            out_ns[at] = entries.values[used].float().cpu().numpy()
+        else:
+            shown = chunk[:, wanted].masked_fill(~active(chunk.double())[:, wanted], 0.0)
+            out_ns[:] = shown.cpu().numpy()
+    return kept_ns
+
+
+def _description(folder: Path) -> dict[str, object]:
+    """What the folder of a saved adapter says of itself."""
+    try:
+        return bundles.describe(folder, STEM)
+    except bundles.Damaged:
+        raise UsageError(
+            f"{folder} is not a whole adapter folder ({STEM}.json and {STEM}.safetensors): name a method, "
+            "or a folder that monoeval wrote."
+        ) from None
+
+
+def _loaded(
+    folder: Path, about: Mapping[str, object], features: FeatureSet, backbone: Backbone
+) -> tuple[AdapterSpec, Adapter]:
+    """The adapter in `folder` and its settings, once it is known to take these features."""
+    adapter = load(folder, backbone.device)
+    try:
+        codes = adapter.encode(features.load(np.arange(1)).to(backbone.device))
+        width = codes.width if isinstance(codes, SparseRows) else codes.shape[1]
+    except RuntimeError:
+        width = -1
+    if width != adapter.width:
+        raise UsageError(
+            f"The adapter in {folder} does not take the {features.width} features of {backbone.name}: name the "
+            "--model, --layer and --pool that it was fitted on."
+        )
+    if about.get("features") != features.key:
+        log.warning(
+            "The adapter in %s was fitted on other features than those of the training images here.", folder
+        )
+    return AdapterSpec.model_validate(about["spec"]), adapter
+
+
+def _measures(codes: Codes, labels: Ints, n_classes: int, latents: Latents, compared: str) -> tuple[Measure, ...]:
+    """The table of the page and the terminal."""
+    found = latents.summary()
+    n, width = codes.features.n, codes.width
+
+    def mean(title: str, name: str, note: str) -> Measure:
+        return Measure(title, found[name], found[f"{name}_chance"], note)
+
+    explained = explained_variance(codes)
+    directions = codes.adapter.directions
+    alike = None if directions is None else coherence(directions)
+    no_decoder = "the method has no decoder"
+    supported = f"{100 * found['supported_share']:.0f} % of latents have {MIN_SUPPORT} active rows"
+    top_supported = f"{100 * found['top_supported_share']:.0f} % of latents have {TOP_ROWS} active rows"
+    return (
+        Measure(
+            "explained variance", explained, note=no_decoder if directions is None else "of held-out features"
+        ),
+        Measure("L0", found["l0"], note=f"± {number(found['l0_std'])} between rows"),
+        Measure(
+            "dead share", found["dead_share"], note=f"{round(found['dead_share'] * width):,} of {width:,} latents"
+        ),
+        Measure("effective rank", found["effective_rank"], note=f"at most {found['effective_rank_bound']:,.0f}"),
+        mean("semantic consistency", "consistency", supported),
+        mean(f"top-{TOP_ROWS} consistency", "top_consistency", top_supported),
+        mean("class entropy", "entropy", f"over log {n_classes}; {supported}"),
+        mean("monosemanticity score", "monosemanticity", compared),
+        Measure(
+            "decoder coherence",
+            None if alike is None else alike.mean,
+            None if alike is None else math.sqrt(2 / (math.pi * codes.features.width)),
+            no_decoder if alike is None else f"mean |cos| of two rows; the nearest {number(alike.nearest)}",
+        ),
+        Measure(
+            "scatter ratio",
+            scatter_ratio(codes, labels, n_classes),
+            (n_classes - 1) / (n - n_classes) if n > n_classes else None,
+            "between over within classes",
+        ),
+    )
