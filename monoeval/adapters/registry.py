@@ -11,8 +11,11 @@ from pydantic import ValidationError
 from monoeval.adapters.settings import (
     ArchetypalSettings,
     DictionarySettings,
+    HeadSettings,
+    ICASettings,
     JumpReLUSettings,
     MatryoshkaSettings,
+    NonNegativeHeadSettings,
     NoSettings,
     PCASettings,
     TrainedDictionarySettings,
@@ -50,6 +53,7 @@ class Method:
 _SIMPLE = "monoeval.adapters.simple"
 _SAE = "monoeval.adapters.sae"
 _PENALISED = "monoeval.adapters.sae_penalised"
+_HEADS = "monoeval.adapters.heads"
 _BUILT_IN = (
     Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
     Method("sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings),
@@ -65,6 +69,11 @@ _BUILT_IN = (
     Method("sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings),
     Method("sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings),
     Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
+    Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
+    Method(
+        "ncl-head", f"{_HEADS}:NonNegativeHead", "a contrastive projector with non-negative codes",
+        NonNegativeHeadSettings,
+    ),
     Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",
         DictionarySettings, is_control=True,
@@ -88,6 +97,7 @@ _BUILT_IN = (
         is_control=True, seeded=False,
     ),
     Method("pca", f"{_SIMPLE}:PCA", "whitened principal components", PCASettings, is_control=True, seeded=False),
+    Method("ica", "monoeval.adapters.ica:ICA", "independent components", ICASettings, is_control=True),
 )  # fmt: skip
 
 
@@ -147,7 +157,13 @@ def build(spec: AdapterSpec) -> "Adapter":
 
 
 def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
-    """The controls that match a method in width and sparsity; none for a control or for raw features."""
+    """The controls that match a method in width and sparsity; none for a control or for raw features.
+
+    The sparsity of `ncl-head` is known only once it is fitted: its controls match its width and its training.
+    """
+    if spec.method == "ncl-head":
+        same = {name: value for name, value in spec.params.items() if name in HeadSettings.model_fields}
+        return [AdapterSpec(method="cl-head", params=same), AdapterSpec(method="relu")]
     method = METHODS.get(spec.method)
     if method is None or method.is_control or not issubclass(method.settings, DictionarySettings):
         return []

@@ -1,6 +1,6 @@
 """What each method's `params` may say, checked without torch."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,12 @@ class PCASettings(Spec):
     """`pca`: the leading `components`, all that carry variance where None."""
 
     components: Count | None = None
+
+
+class ICASettings(PCASettings):
+    """`ica`: a rotation of the leading `components`, found in `max_steps` at most."""
+
+    max_steps: Count = 200
 
 
 class DictionarySettings(Spec):
@@ -76,3 +82,23 @@ class JumpReLUSettings(TrainingSettings):
     """Weight of the squared relative distance of L0 from k, once warmed up."""
     bandwidth: Annotated[float, Field(gt=0)] = 0.5
     """Width of the window around a threshold whose rows move it; a feature's mean variance is 1."""
+
+
+class HeadSettings(Spec):
+    """A projector of `hidden` units (twice the features' width where None) to `width` codes, and its training."""
+
+    width: Count = 2048
+    hidden: Count | None = None
+    n_views: Annotated[int, Field(ge=2)] = 4
+    """Augmented views of each training row; every step compares two of them."""
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """None: 20 passes over the rows, at least 300 steps and at most 20,000."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class NonNegativeHeadSettings(HeadSettings):
+    """`ncl-head`: ReLU with the gradient of GELU (`rep-relu`) or with its own."""
+
+    rectifier: Literal["relu", "rep-relu"] = "rep-relu"

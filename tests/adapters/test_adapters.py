@@ -33,7 +33,8 @@ def spec(method: str, **params) -> AdapterSpec:
 
 
 def fitted(method: str, features, rows=None, **params) -> Adapter:
-    return build(spec(method, **params)).fit(TrainingRows(features, rows, CPU), seed=0)
+    adapter = build(spec(method, **params))
+    return adapter.fit(TrainingRows(features, rows, CPU, [features] * adapter.n_views), seed=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
