@@ -18,6 +18,9 @@ def suite(
     ] = "quickstart",
     data: o.DataName = None,
     target: o.Target = None,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Also probe the most, least and random monosemantic latents alone.")
+    ] = False,
     seeds: o.Seeds = None,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -55,6 +58,7 @@ def suite(
         target=DataSpec(name=target) if target else None,
         scenarios=o.split_commas(scenario),
         seeds=seeds,
+        latents=latents,
         limit=limit,
     )
     if dry_run:

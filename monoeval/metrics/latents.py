@@ -12,7 +12,7 @@ from torch import Tensor
 from monoeval.adapters.base import Codes, SparseRows
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
-from monoeval.errors import MonoevalError, UsageError
+from monoeval.errors import MonoevalError
 from monoeval.keys import draw_seed
 from monoeval.metrics.separation import Spectrum
 from monoeval.metrics.streams import Entries, active, checked_labels, chunk_rows, chunks
@@ -148,23 +148,28 @@ def measure(
     return tally.finish(given, permuted, rows, spectrum)
 
 
-def choose_latents(latents: Latents, which: Literal["most", "least", "random"], count: int, seed: int) -> Ints:
+def choose_latents(
+    latents: Latents, which: Literal["most", "least", "random"], count: int | None = None, *, seed: int
+) -> Ints:
     """Sorted numbers [count] of the most, the least or random monosemantic latents, of equal rate and energy.
 
+    `count` is a quarter of the latents that have a score where None.
     The living latents with a score are cut into equal strata of the firing rate, each of these into strata of the
     energy, √count of either. Every cell gives the same number to all three choices: those of highest score, those
     of lowest, or a draw by `seed` (which also decides between equal scores). So the three have one distribution of
     rate and energy, up to the width of a cell, and the most and the least share no latent.
 
-    Raises UsageError where `count` is less than one or cells are too small for it.
+    Raises MonoevalError where `count` is less than one or cells are too small for it.
     """
     eligible = np.flatnonzero(latents.living & np.isfinite(latents.score))
+    if count is None:
+        count = max(1, len(eligible) // 4)
     generator = np.random.default_rng(draw_seed("latents", "chosen", seed))
     drawn = generator.permutation(len(latents.fired))
     cells = _cells(latents, eligible, max(1, int(np.sqrt(count)))) if count > 0 else []
     room = np.array([len(cell) // 2 for cell in cells], dtype=np.int64)
     if not 0 < count <= room.sum():
-        raise UsageError(
+        raise MonoevalError(
             f"{count} latents cannot be matched in firing rate and energy among the {len(eligible)} that have a "
             f"score: ask for 1 to {max(1, len(eligible) // 4)}, or measure more rows."
         )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
@@ -147,4 +149,20 @@ def _judge(
         return none, f"Adapter not trained: it explains {explained}."
     held = {d.against: d.primary.interval for d in controls if d.primary.interval is not None}
     judged = verdict(gain.primary.interval, held)
+    if judged.kind == "beyond the controls":
+        return judged.kind, f"{judged.sentence} {_cause(scores, arm, list(held))}"
     return judged.kind, judged.sentence
+
+
+def _cause(scores: Scores, arm: str, controls: Sequence[str]) -> str:
+    """Whether what is claimed to help was there: latents more monosemantic than those of every control."""
+    own = scores.monosemanticity(arm)
+    less = {name: scores.monosemanticity(name) for name in controls}
+    if not own or not all(less.values()):
+        return "Monosemanticity was not measured, so this speaks of the adapter, not of its cause."
+    mean = float(np.mean(list(own.values())))
+    name, most = max(((name, float(np.mean(list(by.values())))) for name, by in less.items()), key=lambda x: x[1])
+    figure = f"top-20 consistency {100 * mean:.0f} points above chance, {name} {100 * most:.0f}"
+    if all(own[unit] > by[unit] for by in less.values() for unit in own if unit in by):
+        return f"In every seed its latents are more monosemantic than every control's: {figure}."
+    return f"Manipulation failed: its latents are not more monosemantic than every control's: {figure}."

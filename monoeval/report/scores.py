@@ -107,6 +107,16 @@ class Scores:
         own = next((about.get("probe") for about in self.arms if about["name"] == arm), None)
         return {"kind": "logistic", **(own or self.recipe.get("probe") or {})}
 
+    def monosemanticity(self, arm: str) -> dict[int, float]:
+        """Unit → mean consistency of the latents' strongest rows, less that under permuted labels; held out."""
+        found = {}
+        for unit in self.units:
+            for row in self.rows:
+                if row.arm == arm and applies(row, unit) and "top_consistency" in row.adapter:
+                    found[unit] = row.adapter["top_consistency"] - row.adapter["top_consistency_chance"]
+                    break
+        return found
+
     def strays(self) -> int:
         """Scores that belong to no seed of the study."""
         return sum(not any(applies(row, unit) for unit in self.units) for row in self.rows)

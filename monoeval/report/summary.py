@@ -120,10 +120,7 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
             "rest on the unadjusted 95 % intervals."
         )
     if family:
-        notes.append(
-            "Beyond the controls means a gain over the baseline and over every control "
-            "(monosemanticity itself was not measured, so this speaks of the adapter, not of its cause)."
-        )
+        notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")
     bad = sum(row.status != "ok" for row in scores.rows)

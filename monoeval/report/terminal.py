@@ -30,7 +30,7 @@ def render(summary: Summary, width: int = 100) -> list[RenderableType]:
             grid.add_column(heading, justify="right")
         for line in lines:
             grid.add_row(*(Text(cell) for cell in line[:5]))
-        parts += [Text(), Text("Adapters, as fitted", style="bold"), grid]
+        parts += [Text(), Text("Adapters and codes", style="bold"), grid]
     return [*parts, Text(), *(_hanging("·", note) for note in summary.notes)]
 
 

@@ -116,23 +116,44 @@ def lead(table: Table) -> str:
 
 
 _MEASURES = {
-    "explained_variance": ("explained variance", "{:.3f}"),
-    "explained_variance_untrained": ("… of its untrained self", "{:.3f}"),
-    "l0": ("active latents (L0)", "{:.1f}"),
-    "dead_share": ("dead latents", "{:.1%}"),
+    "explained_variance": ("explained variance", "{:.3f}", "explained_variance_untrained"),
+    "l0": ("L0", "{:.1f}", None),
+    "dead_share": ("dead latents", "{:.1%}", None),
+    "top_consistency": ("top-20 consistency", "{:.2f}", "top_consistency_chance"),
+    "consistency": ("semantic consistency", "{:.2f}", "consistency_chance"),
+    "entropy": ("class entropy", "{:.2f}", "entropy_chance"),
+    "scatter_ratio": ("scatter ratio", "{:.3f}", None),
+    "effective_rank": ("effective rank", "{:.1f}", "effective_rank_bound"),
+    "coherence": ("decoder coherence", "{:.3f}", None),
 }
+"""Measure → its heading, how it is written, and the measure that stands beside it in brackets."""
+
+ABOUT_MEASURES = (
+    "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
+    "and the largest effective rank that could come out. All but the explained variance are of clean held-out "
+    "images. Top-20 consistency is the share of the commonest class among a latent's 20 strongest rows, so many "
+    "for every arm; semantic consistency and class entropy look at all rows that fire it, which favours sparse "
+    "codes."
+)
 
 
 def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the adapters' measures, the standard ones first."""
     found = dict.fromkeys(name for measures in summary.adapters.values() for name in measures)
-    names = [name for name in _MEASURES if name in found] + [name for name in found if name not in _MEASURES]
-    shown = {name: _MEASURES.get(name, (name.replace("_", " "), "{:.4g}")) for name in names}
-    lines = [
-        [arm, *(shown[n][1].format(measures[n]) if n in measures else "" for n in names)]
-        for arm, measures in summary.adapters.items()
-    ]
-    return ["arm", *(label for label, _ in shown.values())], lines
+    beside = {name for _, _, name in _MEASURES.values()}
+    others = [name for name in found if name not in _MEASURES and name not in beside]
+    shown = {name: about for name, about in _MEASURES.items() if name in found}
+    shown |= {name: (name.replace("_", " "), "{:.4g}", None) for name in others}
+
+    def cell(measures: Mapping[str, float], name: str) -> str:
+        if name not in measures:
+            return ""
+        _, form, other = shown[name]
+        text = form.format(measures[name])
+        return f"{text} ({form.format(measures[other])})" if other and other in measures else text
+
+    lines = [[arm, *(cell(measures, name) for name in shown)] for arm, measures in summary.adapters.items()]
+    return ["arm", *(label for label, _, _ in shown.values())], lines
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -12,9 +12,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from monoeval.adapters.base import Codes
+from monoeval.adapters.base import Adapter, Codes
 from monoeval.adapters.registry import build
 from monoeval.adapters.store import fit_cached
+from monoeval.adapters.subset import Subset
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, choose_device, load_backbone
@@ -23,7 +24,10 @@ from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table, views
 from monoeval.keys import key
+from monoeval.metrics.dictionary import coherence
+from monoeval.metrics.latents import choose_latents, measure
 from monoeval.metrics.scores import RowScores, row_scores
+from monoeval.metrics.separation import scatter_ratio
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
 from monoeval.probes.problem import Choice, Probes, Problem
@@ -70,6 +74,11 @@ def score(group: Group, device: str) -> list[Score]:
         views=seen[:fitted_on],
     )
     codes = Codes(features, adapter, backbone.device)
+    if group.arm.latents is not None:
+        # by the clean labels, whatever labels the probes are given: the question is what such latents are worth
+        latents = measure(codes, train.labels, len(train.class_names))
+        adapter = Subset(adapter, choose_latents(latents, group.arm.latents, seed=group.adapter_seed or 0))
+        codes = Codes(features, adapter, backbone.device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
@@ -86,6 +95,7 @@ def score(group: Group, device: str) -> list[Score]:
     for position, trial in enumerate(group.trials):
         by_test[trial.test.model_dump_json()].append(position)
     tests = _test_features(group, backbone, identity_key)
+    report = {**adapter.report(), **_held_out(group, tests, adapter, backbone)}
     done: dict[int, Score] = {}
     for positions in by_test.values():
         first = group.trials[positions[0]]
@@ -94,7 +104,7 @@ def score(group: Group, device: str) -> list[Score]:
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
         outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
-            row = _row(group, position, backbone, probes.choices[probe], adapter.report())
+            row = _row(group, position, backbone, probes.choices[probe], report)
             done[position] = _scored(row, group.trials[position], predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
@@ -140,6 +150,23 @@ def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[
         sets = extract(backbone, identity_key, images, list(changes.values()))
         made.update({(data, change): features for change, features in zip(changes, sets, strict=True)})
     return made
+
+
+def _held_out(
+    group: Group, tests: dict[tuple[str, str], FeatureSet], adapter: Adapter, backbone: Backbone
+) -> dict[str, float]:
+    """Measures of the codes on the clean test images, where the group scores those, but for undefined ones."""
+    clean = TestSet(data=group.data)
+    features = tests.get((clean.model_dump_json(), ""))
+    if features is None:
+        return {}
+    images, codes = test_images(clean), Codes(features, adapter, backbone.device)
+    n_classes = len(images.class_names)
+    found = measure(codes, images.labels, n_classes).summary()
+    found["scatter_ratio"] = scatter_ratio(codes, images.labels, n_classes)
+    if adapter.directions is not None:
+        found["coherence"] = coherence(adapter.directions).mean
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _problem(trial: Trial) -> Problem:

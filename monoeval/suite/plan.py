@@ -136,6 +136,8 @@ def _keys(group: Group) -> tuple[str, ...]:
         "probe": group.probe,
         "train": load(group.data).train.fingerprint,
     }
+    if group.arm.latents is not None:
+        shared["latents"] = group.arm.latents
     keys = []
     for trial in group.trials:
         # what names data is left out: its content decides, wherever it lies

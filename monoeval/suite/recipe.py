@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -41,6 +41,9 @@ class Arm(Spec):
     params: dict[str, int | float | str | bool] = {}  # noqa: RUF012 (pydantic copies defaults)
     probe: ProbeSpec | None = None
     """None: the recipe's. Arms of unlike probes may share a table, but are not judged against each other."""
+    latents: Literal["most", "least", "random"] | None = None
+    """Probe only the most, the least or random monosemantic latents, matched in number, firing rate and energy and
+    ranked on clean training rows; None: all of them."""
     baseline: str | None = None
     controls: tuple[str, ...] = ()
 
@@ -64,6 +67,8 @@ class Recipe(Spec):
     backbones: dict[str, BackboneSpec] = {}  # noqa: RUF012 (pydantic copies defaults)
     arms: tuple[Arm, ...] = ()
     probe: ProbeSpec = Logistic()
+    latents: bool = False
+    """Beside each arm with a monosemantic adapter, three more: its most, least and random monosemantic latents."""
     scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -92,7 +97,7 @@ class Recipe(Spec):
         if self.arms:
             for arm in self.arms:
                 spec_of(arm.adapter)
-            return self
+            return self._with_latents()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -100,7 +105,24 @@ class Recipe(Spec):
                 raise UsageError(f"The model {label} is listed twice: name each once.")
             backbones[label] = model
             arms += _expand(Arm(name=label, backbone=label), self.methods)
-        return self.model_copy(update={"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)})
+        fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
+        return self.model_copy(update=fields)._with_latents()
+
+    def _with_latents(self) -> "Recipe":
+        """With the arms that `latents` asks for: most and least are held against random ones."""
+        arms = list(self.arms)
+        for arm in self.arms if self.latents else ():
+            if arm.method == "identity" or spec_of(arm.adapter).is_control:
+                continue
+            drawn = f"{arm.name}, random latents"
+            for name, which, baseline in (
+                (drawn, "random", None),
+                (f"{arm.name}, most monosemantic", "most", drawn),
+                (f"{arm.name}, least monosemantic", "least", drawn),
+            ):
+                fields = {"name": name, "latents": which, "baseline": baseline, "controls": ()}
+                arms.append(arm.model_copy(update=fields))
+        return self.model_copy(update={"arms": tuple(arms), "latents": False})
 
     def key(self) -> str:
         """Names the run folder; the note does not count."""
@@ -142,6 +164,7 @@ def changed(
     scenarios: Sequence[str] = (),
     seeds: int | None = None,
     limit: int | None = None,
+    latents: bool = False,
 ) -> Recipe:
     """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
 
@@ -169,6 +192,8 @@ def changed(
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if seeds is not None:
         fields["seeds"] = seeds
+    if latents:
+        fields["latents"] = True
     return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
 
 

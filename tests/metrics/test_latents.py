@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_codes import codes_of, held, planted
 from scipy.stats import entropy
 
-from monoeval.errors import MonoevalError, UsageError
+from monoeval.errors import MonoevalError
 from monoeval.keys import draw_seed
 from monoeval.metrics import streams
 from monoeval.metrics.latents import MIN_SUPPORT, Latents, choose_latents, measure
@@ -117,12 +117,24 @@ def test_monosemanticity_of_signed_codes_that_lie_far_from_zero():
     assert found.monosemanticity == pytest.approx(expected, rel=1e-6)
 
 
+def test_monosemanticity_of_latents_of_one_sign():
+    rng = np.random.default_rng(0)
+    codes = rng.uniform(1, 2, (40, 4)) * [1, -1, 1, -1]
+    codes[:, 2:] *= rng.random((40, 2)) < 0.5
+    embeddings = rng.normal(size=(40, 4))
+    expected = [monosemanticity(z, embeddings) for z in codes.astype(np.float32).T.astype(float)]
+    for kind in KINDS:
+        found = measure(codes_of(codes, kind), np.zeros(40), 1, reference=held(embeddings))
+        assert found.monosemanticity == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     "z",
     [
         [0, 0, 3, 0],  # one active row
         [2, 2, 2, 2],  # the same everywhere: no scale
-        [0.3, 0.7, 0.3, 0.3],  # one row off the minimum: no pair
+        [0.1, 0.7, 0.1, 0.1],  # one row off the minimum: no pair, whatever rounding says
+        [1e-6, 3, 2e-6, 0],  # the others are too weak to be active
     ],
 )
 def test_no_pair_of_rows_has_no_monosemanticity(z):
@@ -228,7 +240,7 @@ def ranked(rng: np.random.Generator, width: int = 900) -> Latents:
 @given(st.integers(0, 10_000), st.integers(1, 200))
 def test_choices_differ_in_score_and_agree_in_rate_and_energy(seed, count):
     latents = ranked(np.random.default_rng(seed))
-    most, least, drawn = (choose_latents(latents, which, count, 0) for which in ("most", "least", "random"))
+    most, least, drawn = (choose_latents(latents, which, count, seed=0) for which in ("most", "least", "random"))
     for chosen in (most, least, drawn):
         assert len(np.unique(chosen)) == count
         assert (np.diff(chosen) > 0).all()
@@ -248,9 +260,13 @@ def test_choices_differ_in_score_and_agree_in_rate_and_energy(seed, count):
 def test_choices_are_repeatable_and_follow_the_seed():
     latents = ranked(np.random.default_rng(0))
     for which in ("most", "least", "random"):
-        assert np.array_equal(choose_latents(latents, which, 50, 1), choose_latents(latents, which, 50, 1))
-    assert not np.array_equal(choose_latents(latents, "random", 50, 1), choose_latents(latents, "random", 50, 2))
-    assert np.array_equal(choose_latents(latents, "most", 50, 1), choose_latents(latents, "most", 50, 2))
+        assert np.array_equal(
+            choose_latents(latents, which, 50, seed=1), choose_latents(latents, which, 50, seed=1)
+        )
+    assert not np.array_equal(
+        choose_latents(latents, "random", 50, seed=1), choose_latents(latents, "random", 50, seed=2)
+    )
+    assert np.array_equal(choose_latents(latents, "most", 50, seed=1), choose_latents(latents, "most", 50, seed=2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -258,12 +274,12 @@ def test_choices_are_repeatable_and_follow_the_seed():
 def test_a_quarter_of_the_latents_can_always_be_matched(living):
     latents = ranked(np.random.default_rng(0), living)
     latents = replace(latents, fired=np.full(living, 0.5), monosemanticity=np.ones(living))  # all alike
-    most, least = (choose_latents(latents, which, living // 4, 0) for which in ("most", "least"))
+    most, least = (choose_latents(latents, which, living // 4, seed=0) for which in ("most", "least"))
     assert len(most) == len(least) == living // 4
     assert not np.intersect1d(most, least).size
 
 
 @pytest.mark.parametrize("count", [0, -1, 451])
 def test_too_many_latents_cannot_be_matched(count):
-    with pytest.raises(UsageError, match="cannot be matched"):
-        choose_latents(ranked(np.random.default_rng(0)), "most", count, 0)
+    with pytest.raises(MonoevalError, match="cannot be matched"):
+        choose_latents(ranked(np.random.default_rng(0)), "most", count, seed=0)

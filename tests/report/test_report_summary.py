@@ -345,7 +345,7 @@ def test_what_holds_for_all_is_said_once(full_study: RunFolder) -> None:
     summary = summarise(full_study.folder)
     assert "Every comparison here: conditional on one backbone." in summary.notes
     assert not any("conditional" in note for _, c in summary.claims for note in c.notes)
-    assert sum("monosemanticity itself was not measured" in note for note in summary.notes) == 1
+    assert sum("a gain over the baseline and over every control" in note for note in summary.notes) == 1
 
 
 def test_json_is_plain(full_study: RunFolder) -> None:
@@ -365,3 +365,36 @@ def test_a_damaged_sidecar_is_named(full_study: RunFolder) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(MonoevalError, match="k000000"):
         summarise(full_study.folder)
+
+
+@pytest.mark.parametrize(
+    ("of_control", "said"),
+    [
+        (
+            (0.2, 0.2),
+            "its latents are more monosemantic than every control's: top-20 consistency 50",
+        ),
+        ((0.2, 0.9), "Manipulation failed: its latents are not more monosemantic"),
+        (None, "Monosemanticity was not measured"),
+    ],
+)
+def test_a_cause_is_claimed_only_where_it_was_there(run_folder: Make, of_control, said) -> None:
+    arms = [
+        PAIR[0],
+        {"name": "random", "backbone": "net", "method": "random-topk", "baseline": "raw"},
+        {**PAIR[1], "controls": ["random"]},
+    ]
+    run = run_folder(arms, ["clean"], seeds=2)
+    run.test("t", [str(i) for i in range(400)], np.zeros(400, dtype=np.int64))
+    for seed in (0, 1):
+        for arm, right in (("raw", 200), ("random", 200), ("sae", 390)):
+            measured = {"top_consistency": 0.6, "top_consistency_chance": 0.1}
+            if arm == "random" and of_control is not None:
+                measured["top_consistency"] = of_control[seed]
+            elif arm != "sae":
+                measured = {}
+            seeds = {"backbone_seed": seed, "adapter_seed": None if arm == "raw" else seed}
+            run.score(arm, np.arange(400) < right, adapter=measured, **seeds)
+    comparison = next(c for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae")
+    assert comparison.kind == "beyond the controls"
+    assert said in comparison.sentence

@@ -179,3 +179,15 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text)).resolved()
     assert recipe.probe.l2 == (1e-4, 1e2)
     assert any(arm.params.get("learning_rate") == 1e-3 for arm in recipe.arms)
+
+
+def test_latents_add_three_arms_to_each_monosemantic_one_and_say_nothing_of_the_rest() -> None:
+    fields = {"models": ["resnet50"], "methods": ["sae"], "scenarios": ["clean"], "latents": True}
+    arms = {arm.name: arm for arm in load_recipe(fields).resolved().arms}
+    plain = {arm.name for arm in load_recipe({**fields, "latents": False}).resolved().arms}
+    added = {name: arms[name] for name in arms.keys() - plain}
+    assert {name: (arm.latents, arm.baseline, arm.controls) for name, arm in added.items()} == {
+        "resnet50 + sae, random latents": ("random", None, ()),
+        "resnet50 + sae, most monosemantic": ("most", "resnet50 + sae, random latents", ()),
+        "resnet50 + sae, least monosemantic": ("least", "resnet50 + sae, random latents", ()),
+    }

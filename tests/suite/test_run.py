@@ -364,3 +364,14 @@ def test_a_forecast_passes_over_runs_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "older" / "results.jsonl").write_text('{"schema_version": 1}\n')
     few = load_recipe({**RECIPE, "seeds": 1, "scenarios": ["clean"]})
     assert forecast(few, tmp_path)["scores to make"] == 3
+
+
+def test_measures_are_of_held_out_images_and_chosen_latents_differ_in_them(tmp_path: Path) -> None:
+    arm = {**RECIPE["arms"][1], "params": {"width": 64, "k": 8, "steps": 50}, "baseline": None, "controls": []}
+    recipe = {**RECIPE, "data": {"name": "digits", "limit": 300}, "seeds": 1, "arms": [arm], "latents": True}
+    rows = monoeval.run({**recipe, "scenarios": ["clean"]}, out=tmp_path)
+    measured = {row.arm.removeprefix("CL + sae").removeprefix(", "): row.adapter for row in rows}
+    assert measured.keys() == {"", "random latents", "most monosemantic", "least monosemantic"}
+    assert measured["most monosemantic"]["top_consistency"] > measured["least monosemantic"]["top_consistency"]
+    assert 0 < measured[""]["top_consistency_chance"] < measured[""]["top_consistency"] < 1
+    assert measured["random latents"]["l0"] < measured[""]["l0"] <= 8
