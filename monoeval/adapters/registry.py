@@ -1,6 +1,7 @@
 """The methods by name, known without importing any of them."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +19,7 @@ from monoeval.adapters.settings import (
     NonNegativeHeadSettings,
     NoSettings,
     PCASettings,
+    PretrainedSettings,
     TrainedDictionarySettings,
     TrainingSettings,
 )
@@ -48,6 +50,9 @@ class Method:
     """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
     version: str = "1"
     """Raised whenever the same settings, rows and seed would give other codes."""
+    content: str | None = None
+    """`module:function` of the settings, without torch, that gives what stands for them in keys; for settings
+    that name files, whose content decides."""
 
 
 _SIMPLE = "monoeval.adapters.simple"
@@ -73,6 +78,10 @@ _BUILT_IN = (
     Method(
         "ncl-head", f"{_HEADS}:NonNegativeHead", "a contrastive projector with non-negative codes",
         NonNegativeHeadSettings,
+    ),
+    Method(
+        "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
+        PretrainedSettings, seeded=False, content="monoeval.adapters.foreign_files:content",
     ),
     Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",
@@ -138,12 +147,12 @@ def spec_of(spec: AdapterSpec) -> Method:
 def adapter_identity(spec: AdapterSpec) -> dict[str, object]:
     """All that decides what a method does to given features: its settings with their defaults, and its version.
 
-    Raises UsageError as `spec_of` does.
+    Raises UsageError as `spec_of` does, and MonoevalError where files that the settings name cannot be had.
     """
     settings, method = _settings(spec), METHODS[spec.method]
     return {
         "method": spec.method,
-        "settings": settings.model_dump(mode="json"),
+        "settings": _imported(method.content)(settings) if method.content else settings.model_dump(mode="json"),
         "target": method.target,
         "version": method.version,
     }
@@ -152,8 +161,7 @@ def adapter_identity(spec: AdapterSpec) -> dict[str, object]:
 def build(spec: AdapterSpec) -> "Adapter":
     """An adapter ready to be fitted or restored; raises UsageError as `spec_of` does."""
     settings = _settings(spec)
-    module, name = METHODS[spec.method].target.split(":")
-    return cast("Adapter", getattr(import_module(module), name)(settings))
+    return cast("Adapter", _imported(METHODS[spec.method].target)(settings))
 
 
 def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
@@ -169,6 +177,11 @@ def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
         return []
     size = {name: value for name, value in spec.params.items() if name in DictionarySettings.model_fields}
     return [AdapterSpec(method="random-topk", params=size), AdapterSpec(method="relu")]
+
+
+def _imported(target: str) -> Callable[[Spec], object]:
+    module, name = target.split(":")
+    return cast("Callable[[Spec], object]", getattr(import_module(module), name))
 
 
 def _settings(spec: AdapterSpec) -> Spec:
@@ -188,5 +201,7 @@ def _settings(spec: AdapterSpec) -> Spec:
         first = error.errors(include_url=False)[0]
         if not first["loc"]:
             raise UsageError(f"{spec.method}: {first['msg'].removeprefix('Value error, ')}.") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{spec.method} needs {first['loc'][0]}, which has no default.") from None
         wrong = f"{first['loc'][0]} cannot be {first['input']!r} ({first['msg'].lower()})"
         raise UsageError(f"{spec.method}: {wrong}; its parameters are {', '.join(model.model_fields)}.") from None

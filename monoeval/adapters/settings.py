@@ -25,6 +25,22 @@ class ICASettings(PCASettings):
     max_steps: Count = 200
 
 
+class PretrainedSettings(Spec):
+    """`pretrained`: the autoencoder in a folder or file, or on the hub as `hf-hub:owner/name[/folder]`."""
+
+    path: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; None: its main branch."""
+    k: Annotated[int, Field(ge=0)] | None = None
+    """Active latents a row, 0 for any number; only for files of overcomplete, which do not say it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.revision is not None and not self.path.startswith("hf-hub:"):
+            raise ValueError("revision belongs to a hub id, and path is a local one: leave it out")
+        return self
+
+
 class DictionarySettings(Spec):
     """A dictionary of `width` latents, or of `width_factor` times the features' width, with `k` active."""
 
