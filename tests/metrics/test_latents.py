@@ -121,6 +121,7 @@ def test_monosemanticity_of_latents_of_one_sign():
     rng = np.random.default_rng(0)
     codes = rng.uniform(1, 2, (40, 4)) * [1, -1, 1, -1]
     codes[:, 2:] *= rng.random((40, 2)) < 0.5
+    codes = np.column_stack([codes, np.where(np.arange(40) < 15, -3, 0)])  # one value besides zero
     embeddings = rng.normal(size=(40, 4))
     expected = [monosemanticity(z, embeddings) for z in codes.astype(np.float32).T.astype(float)]
     for kind in KINDS:
@@ -133,16 +134,16 @@ def test_monosemanticity_of_latents_of_one_sign():
     [
         [0, 0, 3, 0],  # one active row
         [2, 2, 2, 2],  # the same everywhere: no scale
-        [0.1, 0.7, 0.1, 0.1],  # one row off the minimum: no pair, whatever rounding says
+        [0.1, 8.3, *[0.1] * 48],  # one row off the minimum: no pair, though rounding leaves a little
         [1e-6, 3, 2e-6, 0],  # the others are too weak to be active
     ],
 )
 def test_no_pair_of_rows_has_no_monosemanticity(z):
-    embeddings = np.random.default_rng(0).normal(size=(4, 3))
-    codes = np.stack([z, [1, 2, 3, 4]], 1)
-    found = measure(codes_of(codes), [0, 0, 1, 1], 2, reference=held(embeddings))
+    other = np.arange(1.0, len(z) + 1)
+    embeddings = np.random.default_rng(0).normal(size=(len(z), 3))
+    found = measure(codes_of(np.stack([z, other], 1)), np.zeros(len(z)), 1, reference=held(embeddings))
     assert np.isnan(found.monosemanticity[0])
-    assert found.monosemanticity[1] == pytest.approx(monosemanticity(np.arange(1.0, 5), embeddings))
+    assert found.monosemanticity[1] == pytest.approx(monosemanticity(other, embeddings))
     assert (found.score == found.monosemanticity)[1]
 
 

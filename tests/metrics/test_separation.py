@@ -84,7 +84,7 @@ def test_scatter_under_random_labels_is_what_the_docstring_says():
         ([[1.0], [1.0], [3.0], [3.0]], [0, 0, 1, 1], np.inf),  # classes are points
         ([[1.0], [3.0], [1.0], [3.0]], [0, 0, 1, 1], 0),  # means coincide
         ([[1.0], [2.0]], [1, 1], np.nan),  # one class
-        ([[0.1], [0.1], [0.1]], [0, 1, 1], np.nan),  # equal rows
+        (np.tile(np.random.default_rng(1).normal(size=9), (7, 1)), [0, 1] * 3 + [0], np.nan),  # equal rows
         ([[0.0], [0.0], [0.0]], [0, 1, 1], np.nan),
     ],
 )
