@@ -142,7 +142,7 @@ def _judge(
         return none, "Arms of unlike probes are not judged against each other."
     if one_pair:
         return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
-    measures = mean_measures(row for row in scores.rows if row.arm == arm)
+    measures = mean_measures([row for row in scores.rows if row.arm == arm])
     trained, untrained = measures.get("explained_variance"), measures.get("explained_variance_untrained")
     if trained is not None and untrained is not None and trained <= untrained:
         explained = f"{100 * trained:.1f} % of the variance, its untrained self {100 * untrained:.1f} %"

@@ -1,7 +1,7 @@
 """A run folder in memory: which score answers which question, paired by row id. No torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -276,11 +276,16 @@ def _reason(row: Row) -> str:
     return f"{words}: {row.error}" if row.error else words
 
 
-def mean_measures(rows: Iterable[Row]) -> dict[str, float]:
-    """Adapter measures averaged over the adapters that were fitted (each counted once)."""
+def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
+    """Adapter measures averaged over the adapters that were fitted (each counted once), and drift over scores."""
     fitted = {(row.backbone_seed, row.adapter_seed): row.adapter for row in rows if row.adapter}
-    names = dict.fromkeys(name for measures in fitted.values() for name in measures)
-    return {
-        name: float(np.mean([measures[name] for measures in fitted.values() if name in measures]))
-        for name in names
-    }
+    moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
+    return {**_means(fitted.values()), **_means(moved)}
+
+
+def _means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for measures in found:
+        for name, value in measures.items():
+            values[name].append(value)
+    return {name: float(np.mean(some)) for name, some in values.items()}

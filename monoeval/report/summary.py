@@ -42,7 +42,7 @@ def summarise(folder: Path) -> Summary:
     notes = _notes(scores, tables, len(family), everywhere)
     if not all(row.converged and np.isfinite(row.probe["gap"]) for row in certified):
         notes, details = notes + details, []
-    measures = {arm: mean_measures(row for row in scores.rows if row.arm == arm) for arm in arms}
+    measures = {arm: mean_measures([row for row in scores.rows if row.arm == arm]) for arm in arms}
     return Summary(
         folder=str(folder),
         name=str(scores.recipe.get("name", folder.name)),

@@ -125,6 +125,8 @@ _MEASURES = {
     "scatter_ratio": ("scatter ratio", "{:.3f}", None),
     "effective_rank": ("effective rank", "{:.1f}", "effective_rank_bound"),
     "coherence": ("decoder coherence", "{:.3f}", None),
+    "drift_cosine": ("cosine under change", "{:.3f}", None),
+    "drift_jaccard": ("Jaccard under change", "{:.3f}", None),
 }
 """Measure → its heading, how it is written, and the measure that stands beside it in brackets."""
 
@@ -133,7 +135,8 @@ ABOUT_MEASURES = (
     "and the largest effective rank that could come out. All but the explained variance are of clean held-out "
     "images. Top-20 consistency is the share of the commonest class among a latent's 20 strongest rows, so many "
     "for every arm; semantic consistency and class entropy look at all rows that fire it, which favours sparse "
-    "codes."
+    "codes. Cosine and Jaccard under change compare the codes of an image with those of the changed image, over "
+    "all changes of the study; signed dense codes are all active, so their Jaccard is 1."
 )
 
 
@@ -141,7 +144,7 @@ def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the adapters' measures, the standard ones first."""
     found = dict.fromkeys(name for measures in summary.adapters.values() for name in measures)
     beside = {name for _, _, name in _MEASURES.values()}
-    others = [name for name in found if name not in _MEASURES and name not in beside]
+    others = [n for n in found if n not in _MEASURES and n not in beside and not n.startswith("drift_")]
     shown = {name: about for name, about in _MEASURES.items() if name in found}
     shown |= {name: (name.replace("_", " "), "{:.4g}", None) for name in others}
 

@@ -7,7 +7,7 @@ than the ledger's one writer.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,7 @@ from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table, views
 from monoeval.keys import key
 from monoeval.metrics.dictionary import coherence
+from monoeval.metrics.drift import drift
 from monoeval.metrics.latents import choose_latents, measure
 from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.metrics.separation import scatter_ratio
@@ -101,10 +102,12 @@ def score(group: Group, device: str) -> list[Score]:
         first = group.trials[positions[0]]
         rows, labels = tested_rows(first)
         test_codes = Codes(tests[_features_of(first)], adapter, backbone.device)
+        moved = _drift(first, tests, test_codes)
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
         outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
             row = _row(group, position, backbone, probes.choices[probe], report)
+            row = row.model_copy(update={"drift": moved})
             done[position] = _scored(row, group.trials[position], predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
@@ -166,6 +169,16 @@ def _held_out(
     found["scatter_ratio"] = scatter_ratio(codes, images.labels, n_classes)
     if adapter.directions is not None:
         found["coherence"] = coherence(adapter.directions).mean
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes) -> dict[str, float]:
+    """How far the trial's change to the images moves their codes, where both are there."""
+    images, change = _features_of(trial)
+    clean = tests.get((images, ""))
+    if not change or clean is None:
+        return {}
+    found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 

@@ -79,7 +79,9 @@ class Row(Spec):
     probe: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     """What else is known of the probe's fit, for example the certified gap to the optimum."""
     adapter: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
-    """Measures of the adapter's fit."""
+    """Measures of the adapter's fit, and of its codes of clean held-out images."""
+    drift: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """What a change to the images does to their codes: see `metrics.drift.Drift`."""
     seconds: float = 0.0
     """Time of the whole group divided by its scores; the only field that differs between equal runs."""
 

@@ -369,7 +369,11 @@ def test_a_forecast_passes_over_runs_of_another_version(tmp_path: Path) -> None:
 def test_measures_are_of_held_out_images_and_chosen_latents_differ_in_them(tmp_path: Path) -> None:
     arm = {**RECIPE["arms"][1], "params": {"width": 64, "k": 8, "steps": 50}, "baseline": None, "controls": []}
     recipe = {**RECIPE, "data": {"name": "digits", "limit": 300}, "seeds": 1, "arms": [arm], "latents": True}
-    rows = monoeval.run({**recipe, "scenarios": ["clean"]}, out=tmp_path)
+    noise = {"name": "input-noise", "kinds": ["gaussian"], "levels": [0.1, 1.0]}
+    rows = monoeval.run({**recipe, "scenarios": ["clean", noise]}, out=tmp_path)
+    little, much = (row.drift for row in rows if row.arm == "CL + sae" and row.drift)
+    assert 1 > little["cosine"] > much["cosine"]
+    assert 1 > little["jaccard"] > much["jaccard"]
     measured = {row.arm.removeprefix("CL + sae").removeprefix(", "): row.adapter for row in rows}
     assert measured.keys() == {"", "random latents", "most monosemantic", "least monosemantic"}
     assert measured["most monosemantic"]["top_consistency"] > measured["least monosemantic"]["top_consistency"]
