@@ -47,7 +47,7 @@ class TopKSAE(TrainedDictionary):
         codes = self.select(h)
         training.saw(codes, len(x))
         error = x - self.reconstruct(codes)
-        loss = self._missed(x, codes, error)
+        loss = self._missed(x, h, codes, error)
         dead = (training.idle_m >= self.settings.dead_epochs * training.rows).nonzero().squeeze(1)
         if self.settings.aux_weight and len(dead):
             few = min(1.0, len(dead) / (x.shape[1] / 2))
@@ -58,8 +58,8 @@ class TopKSAE(TrainedDictionary):
         """The codes of a training batch."""
         return self.top_k(h_nm)
 
-    def _missed(self, x: Tensor, codes: SparseRows, error: Tensor) -> Tensor:  # noqa: ARG002 (prefixes need them)
-        """The reconstruction loss; `error` is x − x̂."""
+    def _missed(self, x: Tensor, h: Tensor, codes: SparseRows, error: Tensor) -> Tensor:  # noqa: ARG002
+        """The loss beside AuxK, of rows x, pre-activations h, their codes and the `error` x − x̂."""
         return error.square().mean()
 
 
@@ -102,7 +102,7 @@ class MatryoshkaSAE(TopKSAE):
         halvings = range(self.settings.prefixes - 1, -1, -1)
         return sorted({max(1, round(self.width / 2**halving)) for halving in halvings})
 
-    def _missed(self, x: Tensor, codes: SparseRows, error: Tensor) -> Tensor:
+    def _missed(self, x: Tensor, h: Tensor, codes: SparseRows, error: Tensor) -> Tensor:  # noqa: ARG002
         *shorter, _ = prefixes = self.prefixes()
         losses = [error.square().mean()]
         for m in shorter:

@@ -18,10 +18,10 @@ LLOYD_PASSES = 10
 class ArchetypalSAE(TopKSAE):
     """Relaxed archetypal SAE with TopK codes and AuxK (Fel et al. 2025, arXiv 2502.12892).
 
-    W_d = W C + Λ: C are centroids of the scaled training rows by k-means, the rows of W are non-negative and sum
-    to one (a softmax), and ‖Λ_j‖ ≤ δ. The paper projects W after each step; a softmax keeps the relative sizes
-    that Adam's equal steps would wash out. Rows of W_d keep the length they have in the hull, so the encoder
-    starts at d_j / ‖d_j‖² rather than at d_j.
+    W_d = W C + Λ: C are centroids of the training rows by k-means, centred and in units of their root-mean-square
+    length, the rows of W are non-negative and sum to one (a softmax), and ‖Λ_j‖ ≤ δ. The paper projects W after
+    each step; a softmax keeps the relative sizes that Adam's equal steps would wash out. Rows of W_d keep the
+    length they have in the hull, so the encoder starts at d_j / ‖d_j‖² rather than at d_j.
     """
 
     method: ClassVar[str] = "sae-archetypal"
@@ -31,15 +31,13 @@ class ArchetypalSAE(TopKSAE):
     candidates: Tensor  # [P, D], C
     logits: Tensor  # [M, P], of W
     slack: Tensor  # [M, D], Λ
-    radius: float  # δ
 
     def _start(self, rows: TrainingRows, seed: int) -> None:
         super()._start(rows, seed)
         generator = torch.Generator().manual_seed(draw_seed("sae", "archetypes", seed))
         count = min(len(rows), self.settings.candidates or min(self.width, 1024))
         first = rows.batch(torch.randperm(len(rows), generator=generator)[:count])
-        self.candidates = self.scaled(centroids(rows, first, LLOYD_PASSES))
-        self.radius = self.settings.relaxation * math.sqrt(rows.width)
+        self.candidates = self.scaled(centroids(rows, first, LLOYD_PASSES)) / math.sqrt(rows.width)
         # each latent begins near one centroid, with a share of some others
         self.logits = torch.randn(self.width, count, generator=generator).to(rows.device)
         self.logits[torch.arange(self.width), torch.arange(self.width) % count] += math.log(4 * count)
@@ -60,7 +58,8 @@ class ArchetypalSAE(TopKSAE):
         return super()._loss(x, training)
 
     def _constrain(self) -> None:
-        self.slack.copy_(self.slack.renorm(2, 0, self.radius) if self.radius else torch.zeros_like(self.slack))
+        length = self.slack.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        self.slack.mul_((self.settings.relaxation / length).clamp(max=1))
 
     def _finish(self, rows: TrainingRows) -> None:  # noqa: ARG002
         self.decoder = self._atoms()

@@ -176,7 +176,7 @@ def test_a_known_sparse_dictionary_is_recovered(feature_set):
         row[generator.choice(24, 2, replace=False)] = generator.uniform(1, 2, 2)
     adapter = make(width=48, k=2, steps=1000).fit(TrainingRows(feature_set(weights @ atoms), None, CPU), seed=0)
     cosines = torch.from_numpy(atoms).float() @ adapter.decoder.T
-    assert cosines.amax(dim=1).mean() > 0.9
+    assert cosines.amax(dim=1).mean() > 0.95
     untrained = make("random-topk", width=48, k=2).fit(
         TrainingRows(feature_set(weights @ atoms), None, CPU), seed=0
     )
