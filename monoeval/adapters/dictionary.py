@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monoeval import progress
 from monoeval.adapters.base import Adapter, SparseRows
-from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.rows import Batches, TrainingRows
 from monoeval.adapters.settings import DictionarySettings, TrainingSettings
 from monoeval.errors import UsageError
 from monoeval.keys import draw_seed
@@ -180,7 +180,6 @@ class TrainedDictionary(Dictionary):
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
         self._start(rows, seed)
         untrained = self._measure(rows, self._untrained)["explained_variance"]
-        self._prepare(rows)
         schedule = Schedule.of(self.settings, len(rows), self.width)
         self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
         self._finish(rows)
@@ -197,10 +196,7 @@ class TrainedDictionary(Dictionary):
         """Codes of the dictionary before training: TopK for every sparse method, so that L0 is equal."""
         return self.top_k(self.pre_activations(self.scaled(features_nd)))
 
-    def _prepare(self, rows: TrainingRows) -> None:
-        """What a method adds to the start that all share."""
-
-    def _train(self, rows: TrainingRows, schedule: Schedule, order: torch.Generator) -> None:
+    def _train(self, rows: Batches, schedule: Schedule, order: torch.Generator) -> None:
         for name in self.trained:
             setattr(self, name, nn.Parameter(getattr(self, name)))
         optimiser = torch.optim.Adam(

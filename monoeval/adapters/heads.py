@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monoeval import progress
 from monoeval.adapters.base import Adapter
-from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.rows import Batches, TrainingRows
 from monoeval.adapters.settings import HeadSettings, NonNegativeHeadSettings
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
@@ -26,26 +26,37 @@ WEIGHT_DECAY = 1e-4
 log = logging.getLogger("monoeval")
 
 
-class Pairs:
-    """Batches of the same rows in two different views, drawn anew for each batch."""
+def checked_views(rows: TrainingRows, method: str, n_views: int) -> list[TrainingRows]:
+    """The first `n_views` views of `rows`, fit to contrast.
 
-    def __init__(self, rows: TrainingRows, method: str, n_views: int, draws: torch.Generator) -> None:
-        """Raises UsageError for a single row or missing views, MonoevalError where a feature is not finite."""
-        if len(rows) < 2:
-            raise UsageError(f"{method} tells images apart: give it two training rows or more, not {len(rows)}.")
-        if len(rows.views) < n_views:
-            raise UsageError(
-                f"{method} learns from {n_views} augmented views of each training row and was given "
-                f"{len(rows.views)}: give it as many, or set n_views lower."
-            )
-        self._views, self._draws = rows.views[:n_views], draws
-        for view in self._views:
-            view.mean  # noqa: B018 (reading it checks every feature)
+    Raises UsageError for a single row or missing views, MonoevalError where a feature is not finite.
+    """
+    if len(rows) < 2:
+        raise UsageError(f"{method} tells images apart: give it two training rows or more, not {len(rows)}.")
+    if len(rows.views) < n_views:
+        raise UsageError(
+            f"{method} learns from {n_views} augmented views of each training row and was given "
+            f"{len(rows.views)}: give it as many, or set n_views lower."
+        )
+    for view in rows.views[:n_views]:
+        view.mean  # noqa: B018 (reading it checks every feature)
+    return rows.views[:n_views]
+
+
+class Pairs:
+    """Batches of the same images seen twice: in two of `views` drawn anew each time, or in `always` and one."""
+
+    def __init__(self, views: Sequence[Batches], draws: torch.Generator, always: Batches | None = None) -> None:
+        self._views, self._draws, self._always = views, draws, [] if always is None else [always]
+
+    def __len__(self) -> int:
+        return len(self._views[0])
 
     def batch(self, positions: Tensor) -> Tensor:
-        """Features [2B, D] of `positions` [B]: all of them in one view, then all in another."""
-        first, second = torch.randperm(len(self._views), generator=self._draws)[:2].tolist()
-        return torch.cat([self._views[first].batch(positions), self._views[second].batch(positions)])
+        """Features [2B, D] of `positions` [B]: all of them seen one way, then all seen another."""
+        drawn = torch.randperm(len(self._views), generator=self._draws).tolist()
+        seen = [*self._always, *(self._views[view] for view in drawn)][:2]
+        return torch.cat([rows.batch(positions) for rows in seen])
 
 
 class ContrastiveHead(Adapter):
@@ -83,7 +94,7 @@ class ContrastiveHead(Adapter):
         Raises UsageError for a single row or missing views, MonoevalError where features cannot be fitted or the
         loss is not finite.
         """
-        pairs = Pairs(rows, self.method, self.n_views, _generator("views", seed))
+        pairs = Pairs(checked_views(rows, self.method, self.n_views), _generator("views", seed))
         self.mean, self.scale = rows.mean.float(), rows.variance.mean().sqrt().float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed("head", "weights", seed))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from monoeval.adapters.settings import (
     ArchetypalSettings,
+    CSRSettings,
     DictionarySettings,
     HeadSettings,
     ICASettings,
@@ -74,6 +75,9 @@ _BUILT_IN = (
     Method("sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings),
     Method("sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings),
     Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
+    Method(
+        "csr", "monoeval.adapters.csr:CSR", "TopK latents, contrasted between views of an image", CSRSettings,
+    ),
     Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
     Method(
         "ncl-head", f"{_HEADS}:NonNegativeHead", "a contrastive projector with non-negative codes",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,14 @@ from monoeval.data.images import Ints
 from monoeval.errors import MonoevalError
 
 IN_MEMORY_BYTES = 4 << 30
+
+
+class Batches(Protocol):
+    """What a training loop draws from: so many images, and features of those at some positions."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Tensor) -> Tensor: ...
 
 
 class TrainingRows:

@@ -76,6 +76,15 @@ class TrainedDictionarySettings(TrainingSettings):
     """A latent that has not fired for this many passes over the training rows is dead."""
 
 
+class CSRSettings(TrainedDictionarySettings):
+    """`csr`: a dictionary trained on views, whose codes are alike for views of one image."""
+
+    n_views: Count = 4
+    """Augmented views of each training row; every step sees its images as they are and in one of these."""
+    contrast_weight: Annotated[float, Field(ge=0)] = 0.1
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+
+
 class MatryoshkaSettings(TrainedDictionarySettings):
     """`sae-matryoshka`: nested dictionaries, each twice as wide as the one before, up to the whole width."""
 
@@ -94,9 +103,9 @@ class ArchetypalSettings(TrainedDictionarySettings):
 class JumpReLUSettings(TrainingSettings):
     """`sae-jumprelu`: thresholds that are trained towards k active latents."""
 
-    sparsity_weight: Annotated[float, Field(gt=0)] = 10.0
+    sparsity_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the squared relative distance of L0 from k, once warmed up."""
-    bandwidth: Annotated[float, Field(gt=0)] = 2.0
+    bandwidth: Annotated[float, Field(gt=0)] = 0.5
     """Width of the window around a threshold whose rows move it; a feature's mean variance is 1."""
 
 

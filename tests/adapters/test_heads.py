@@ -177,7 +177,8 @@ def test_a_pair_is_the_same_rows_in_two_different_views(feature_set):
     """View v of row i is (v, i), so a batch tells what it was made of."""
     arrays = [np.stack([np.full(8, view), np.arange(8)], axis=1) for view in range(-1, 4)]
     rows = training_rows(feature_set, arrays, rows=np.array([1, 3, 4, 6, 7]))
-    pairs, positions = Pairs(rows, "ncl-head", 3, torch.Generator().manual_seed(0)), torch.tensor([4, 0, 2])
+    pairs, positions = Pairs(rows.views[:3], torch.Generator().manual_seed(0)), torch.tensor([4, 0, 2])
+    assert len(pairs) == 5
     seen = set()
     for _ in range(60):
         first, second = pairs.batch(positions).chunk(2)
