@@ -180,6 +180,7 @@ class TrainedDictionary(Dictionary):
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
         self._start(rows, seed)
         untrained = self._measure(rows, self._untrained)["explained_variance"]
+        self._prepare(rows)
         schedule = Schedule.of(self.settings, len(rows), self.width)
         self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
         self._finish(rows)
@@ -195,6 +196,9 @@ class TrainedDictionary(Dictionary):
     def _untrained(self, features_nd: Tensor) -> Tensor | SparseRows:
         """Codes of the dictionary before training: TopK for every sparse method, so that L0 is equal."""
         return self.top_k(self.pre_activations(self.scaled(features_nd)))
+
+    def _prepare(self, rows: TrainingRows) -> None:
+        """What a method adds to the start that all share."""
 
     def _train(self, rows: Batches, schedule: Schedule, order: torch.Generator) -> None:
         for name in self.trained:

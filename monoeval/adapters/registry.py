@@ -76,16 +76,16 @@ _BUILT_IN = (
     Method("sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings),
     Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
     Method(
+        "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
+        PretrainedSettings, seeded=False, content="monoeval.adapters.foreign_files:content",
+    ),
+    Method(
         "csr", "monoeval.adapters.csr:CSR", "TopK latents, contrasted between views of an image", CSRSettings,
     ),
     Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
     Method(
         "ncl-head", f"{_HEADS}:NonNegativeHead", "a contrastive projector with non-negative codes",
         NonNegativeHeadSettings,
-    ),
-    Method(
-        "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
-        PretrainedSettings, seeded=False, content="monoeval.adapters.foreign_files:content",
     ),
     Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",

@@ -103,9 +103,9 @@ class ArchetypalSettings(TrainedDictionarySettings):
 class JumpReLUSettings(TrainingSettings):
     """`sae-jumprelu`: thresholds that are trained towards k active latents."""
 
-    sparsity_weight: Annotated[float, Field(gt=0)] = 1.0
+    sparsity_weight: Annotated[float, Field(gt=0)] = 10.0
     """Weight of the squared relative distance of L0 from k, once warmed up."""
-    bandwidth: Annotated[float, Field(gt=0)] = 0.5
+    bandwidth: Annotated[float, Field(gt=0)] = 2.0
     """Width of the window around a threshold whose rows move it; a feature's mean variance is 1."""
 
 
