@@ -49,6 +49,8 @@ class Method:
     is_control: bool = False
     seeded: bool = True
     """Whether fitting draws random numbers; a method that draws none has no adapter seed."""
+    emergent: bool = False
+    """Whether width or sparsity are known only once it is fitted: a `random-topk` then takes them from it."""
     version: str = "1"
     """Raised whenever the same settings, rows and seed would give other codes."""
     content: str | None = None
@@ -77,7 +79,7 @@ _BUILT_IN = (
     Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
     Method(
         "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
-        PretrainedSettings, seeded=False, content="monoeval.adapters.foreign_files:content",
+        PretrainedSettings, seeded=False, emergent=True, content="monoeval.adapters.foreign_files:content",
     ),
     Method(
         "csr", "monoeval.adapters.csr:CSR", "TopK latents, contrasted between views of an image", CSRSettings,
@@ -85,7 +87,7 @@ _BUILT_IN = (
     Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
     Method(
         "ncl-head", f"{_HEADS}:NonNegativeHead", "a contrastive projector with non-negative codes",
-        NonNegativeHeadSettings,
+        NonNegativeHeadSettings, emergent=True,
     ),
     Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",

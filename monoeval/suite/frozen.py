@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from monoeval.adapters.base import Adapter, Codes
+from monoeval.adapters.base import Adapter, Codes, SparseRows
 from monoeval.adapters.registry import build
+from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached
 from monoeval.adapters.subset import Subset
 from monoeval.backbones.extract import extract
@@ -60,26 +61,18 @@ class Score:
 def score(group: Group, device: str) -> list[Score]:
     """Make every score of `group`, in the order of its trials."""
     started = time.perf_counter()
-    backbone, identity_key = _backbone(group, device)
-    train = load(group.data).train
-    fitted_on, probed_on = build(group.arm.adapter).n_views, 0
-    if isinstance(group.probe, Paper):
-        probed_on = group.probe.n_views
-    features, *seen = extract(backbone, identity_key, train, [None, *views(max(fitted_on, probed_on))])
-    adapter = fit_cached(
-        group.arm.adapter,
-        features,
-        None,
-        seed=group.adapter_seed,
-        device=backbone.device,
-        views=seen[:fitted_on],
-    )
-    codes = Codes(features, adapter, backbone.device)
+    spec = group.arm.adapter
+    if group.match is not None:
+        spec = _matching(spec, _codes(group.match, group.match.arm.adapter, device)[2])
+    backbone, identity_key, codes = _codes(group, spec, device)
+    train, adapter = load(group.data).train, codes.adapter
+    changes = views(group.probe.n_views) if isinstance(group.probe, Paper) else []
+    seen = extract(backbone, identity_key, train, list(changes)) if changes else []
     if group.arm.latents is not None:
         # by the clean labels, whatever labels the probes are given: the question is what such latents are worth
         latents = measure(codes, train.labels, len(train.class_names))
         adapter = Subset(adapter, choose_latents(latents, group.arm.latents, seed=group.adapter_seed or 0))
-        codes = Codes(features, adapter, backbone.device)
+        codes = Codes(codes.features, adapter, backbone.device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
@@ -88,7 +81,7 @@ def score(group: Group, device: str) -> list[Score]:
         problems,
         len(train.class_names),
         group.probe,
-        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen[:probed_on]],
+        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen],
     )
     probe_of = {fit: position for position, fit in enumerate(fits)}
 
@@ -114,6 +107,23 @@ def score(group: Group, device: str) -> list[Score]:
         Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
         for s in (done[i] for i in range(len(group.trials)))
     ]
+
+
+def _codes(group: Group, spec: AdapterSpec, device: str) -> tuple[Backbone, str, Codes]:
+    """The training codes of the group's images by the adapter `spec`, with the backbone and its identity."""
+    backbone, identity_key = _backbone(group, device)
+    wanted = [None, *views(build(spec).n_views)]
+    features, *seen = extract(backbone, identity_key, load(group.data).train, wanted)
+    adapter = fit_cached(spec, features, None, seed=group.adapter_seed, device=backbone.device, views=seen)
+    return backbone, identity_key, Codes(features, adapter, backbone.device)
+
+
+def _matching(spec: AdapterSpec, other: Codes) -> AdapterSpec:
+    """`spec` with the width of other codes and their mean number of active latents a row."""
+    active = sum(int(((c.values if isinstance(c, SparseRows) else c) != 0).sum()) for c in other.chunks())
+    sizes: dict[str, int] = {"width": other.width, "k": max(1, round(active / len(other)))}
+    rest = {name: value for name, value in spec.params.items() if name != "width_factor"}
+    return spec.model_copy(update={"params": {**sizes, **rest}})
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,8 @@ class Group(Spec):
     draw: int | None
     probe: ProbeSpec
     """The arm's, or else the recipe's."""
+    match: "Group | None" = None
+    """The arm that this one matches, without trials: what is needed to fit its adapter."""
     trials: tuple[Trial, ...]
     keys: tuple[str, ...]
     """One key a trial, in their order."""
@@ -103,9 +105,8 @@ def make_plan(recipe: Recipe) -> Plan:
                 place = (arm.name, data, backbone_seed, adapter_seed, draw)
                 if place in groups:
                     continue
-                part = {"arm": arm, "backbone": backbone, "backbone_seed": backbone_seed, "draw": draw,
-                        "adapter_seed": adapter_seed, "probe": arm.probe or recipe.probe}  # fmt: skip
-                group = Group.model_validate({**part, "data": some[0].data, "trials": tuple(some), "keys": ()})
+                group = _group(recipe, arm, seed, some[0].data)
+                group = group.model_copy(update={"draw": draw, "trials": tuple(some)})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
 
@@ -118,6 +119,24 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(recipe, tuple(sorted(groups.values(), key=place_of)))
 
 
+def _group(recipe: Recipe, arm: Arm, seed: int, data: DataSpec) -> Group:
+    """A group of `arm` without trials."""
+    backbone = recipe.backbones[arm.backbone]
+    matched = next((other for other in recipe.arms if other.name == arm.match), None)
+    return Group(
+        arm=arm,
+        data=data,
+        backbone=backbone,
+        backbone_seed=seed if backbone.pretrain else None,
+        adapter_seed=seed if METHODS[arm.method].seeded else None,
+        draw=None,
+        probe=arm.probe or recipe.probe,
+        match=_group(recipe, matched, seed, data) if matched else None,
+        trials=(),
+        keys=(),
+    )
+
+
 def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) -> dict[str, object]:
     """All that decides the features and is known without loading the model."""
     if backbone.pretrain is None:
@@ -127,17 +146,26 @@ def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) 
     return {"pretrained": made, **read}
 
 
-def _keys(group: Group) -> tuple[str, ...]:
-    shared = {
-        "schema": SCHEMA,
+def _codes(group: Group) -> dict[str, object]:
+    """All that decides the codes of given images."""
+    return {
         "backbone": backbone_identity(group.backbone, group.backbone_seed, group.data),
         "adapter": adapter_identity(group.arm.adapter),
         "adapter_seed": group.adapter_seed,
+    }
+
+
+def _keys(group: Group) -> tuple[str, ...]:
+    shared = {
+        "schema": SCHEMA,
+        **_codes(group),
         "probe": group.probe,
         "train": load(group.data).train.fingerprint,
     }
     if group.arm.latents is not None:
         shared["latents"] = group.arm.latents
+    if group.match is not None:
+        shared["match"] = _codes(group.match)
     keys = []
     for trial in group.trials:
         # what names data is left out: its content decides, wherever it lies

@@ -44,6 +44,8 @@ class Arm(Spec):
     latents: Literal["most", "least", "random"] | None = None
     """Probe only the most, the least or random monosemantic latents, matched in number, firing rate and energy and
     ranked on clean training rows; None: all of them."""
+    match: str | None = None
+    """An arm whose width and measured L0 this one takes, where sparsity emerges from training as in NCL."""
     baseline: str | None = None
     controls: tuple[str, ...] = ()
 
@@ -81,9 +83,13 @@ class Recipe(Spec):
         for arm in self.arms:
             if arm.backbone not in self.backbones:
                 raise ValueError(str(unknown("backbone", arm.backbone, self.backbones)))
-            for other in (*((arm.baseline,) if arm.baseline else ()), *arm.controls):
+            for other in filter(None, (arm.baseline, arm.match, *arm.controls)):
                 if other not in names:
                     raise ValueError(str(unknown("arm", other, names)))
+            if arm.match is not None and "k" in arm.params:
+                raise ValueError(f"{arm.name} takes its k from the arm it matches: leave out one of the two")
+            if arm.match in [other.name for other in self.arms if other.match is not None]:
+                raise ValueError(f"{arm.name} matches {arm.match}, which matches another arm: name that one")
         for backbone in (*self.models, *self.backbones.values()):
             if (backbone.model is None) == (backbone.pretrain is None):
                 raise ValueError("a backbone needs either model or pretrain")
@@ -96,6 +102,8 @@ class Recipe(Spec):
         """The same study with every arm and backbone written out."""
         if self.arms:
             for arm in self.arms:
+                if arm.match is not None and "k" not in spec_of(arm.adapter).settings.model_fields:
+                    raise UsageError(f"{arm.name} has no k to match with: leave out match, or use random-topk.")
                 spec_of(arm.adapter)
             return self._with_latents()
         backbones, arms = {}, []
@@ -137,7 +145,10 @@ def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
         name = f"{raw.name} + {spec.method}"
         fields = {"name": name, "method": spec.method, "params": spec.params, "baseline": raw.name}
         same = raw.model_copy(update={**fields, "controls": (), **held_against})
-        if name in arms and arms[name].params != spec.params:
+        if same.match is not None:
+            name = f"{name} as {same.match.removeprefix(f'{raw.name} + ')}"
+            same = same.model_copy(update={"name": name})
+        elif name in arms and arms[name].params != spec.params:
             settings = ", ".join(f"{k} {v}" for k, v in sorted(spec.params.items()))
             name, same = f"{name} ({settings})", same.model_copy(update={"name": f"{name} ({settings})"})
         if name not in arms or held_against.get("controls"):
@@ -147,8 +158,11 @@ def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
     for method in methods:
         if spec_of(method).name == "identity":
             continue
-        controls = tuple(add(control) for control in controls_for(method))
-        add(method, controls=controls)
+        controls = [add(control) for control in controls_for(method)]
+        name = add(method, controls=tuple(controls))
+        if spec_of(method).emergent:
+            controls.append(add(AdapterSpec(method="random-topk"), match=name))
+            arms[name] = arms[name].model_copy(update={"controls": tuple(controls)})
     return list(arms.values())
 
 

@@ -191,3 +191,25 @@ def test_latents_add_three_arms_to_each_monosemantic_one_and_say_nothing_of_the_
         "resnet50 + sae, most monosemantic": ("most", "resnet50 + sae, random latents", ()),
         "resnet50 + sae, least monosemantic": ("least", "resnet50 + sae, random latents", ()),
     }
+
+
+def test_where_sparsity_emerges_a_control_takes_it_as_measured() -> None:
+    fields = {"models": ["resnet50"], "methods": ["ncl-head"], "scenarios": ["clean"]}
+    arms = {arm.name: arm for arm in load_recipe(fields).resolved().arms}
+    control = arms["resnet50 + random-topk as ncl-head"]
+    assert (control.match, control.params) == ("resnet50 + ncl-head", {})
+    assert control.name in arms["resnet50 + ncl-head"].controls
+    matched = {"name": "b", "backbone": "T", "method": "random-topk", "match": "a"}
+    small = {"backbones": {"T": {"model": "resnet18"}}, "scenarios": ["clean"]}
+    for arms, words in (
+        (
+            [{"name": "a", "backbone": "T"}, {**matched, "params": {"k": 3}}],
+            "b takes its k from the arm it matches",
+        ),
+        ([{**matched, "name": "a", "match": "b"}, matched], "matches another arm"),
+        ([matched], "no arm named 'a'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load_recipe({**small, "arms": arms})
+    with pytest.raises(UsageError, match="b has no k to match with"):
+        load_recipe({**small, "arms": [{"name": "a", "backbone": "T"}, {**matched, "method": "pca"}]}).resolved()

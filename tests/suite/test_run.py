@@ -379,3 +379,15 @@ def test_measures_are_of_held_out_images_and_chosen_latents_differ_in_them(tmp_p
     assert measured["most monosemantic"]["top_consistency"] > measured["least monosemantic"]["top_consistency"]
     assert 0 < measured[""]["top_consistency_chance"] < measured[""]["top_consistency"] < 1
     assert measured["random latents"]["l0"] < measured[""]["l0"] <= 8
+
+
+def test_a_control_matches_the_width_and_the_measured_sparsity(tmp_path: Path) -> None:
+    sae = {**RECIPE["arms"][1], "method": "sae-l1", "params": {"width": 48, "steps": 20}, "controls": []}
+    twin = {"name": "twin", "backbone": "CL", "method": "random-topk", "match": sae["name"]}
+    recipe = {**RECIPE, "seeds": 1, "arms": [{"name": "CL", "backbone": "CL"}, sae, twin], "scenarios": ["clean"]}
+    arms = {row.arm: row for row in monoeval.run(recipe, out=tmp_path)}
+    assert arms["twin"].adapter["width"] == 48
+    assert abs(arms["twin"].adapter["l0"] - arms["CL + sae"].adapter["l0"]) < 1.5  # another's rows, and rounded
+    other = {**sae, "params": {"width": 48, "steps": 21}}
+    again = {r.arm: r for r in monoeval.run({**recipe, "arms": [recipe["arms"][0], other, twin]}, out=tmp_path)}
+    assert again["twin"].key != arms["twin"].key
