@@ -37,8 +37,6 @@ class Adapter(ABC):
     method: ClassVar[str]
     width: int
     measures: Mapping[str, float] = MappingProxyType({})
-    n_views: int = 0
-    """Augmented views of the training rows that `fit` needs."""
 
     @abstractmethod
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:

@@ -164,6 +164,11 @@ def adapter_identity(spec: AdapterSpec) -> dict[str, object]:
     }
 
 
+def n_views(spec: AdapterSpec) -> int:
+    """How many augmented views of its rows `fit` needs: the setting `n_views` of methods that have one."""
+    return int(getattr(_settings(spec), "n_views", 0))
+
+
 def build(spec: AdapterSpec) -> "Adapter":
     """An adapter ready to be fitted or restored; raises UsageError as `spec_of` does."""
     settings = _settings(spec)

@@ -40,7 +40,7 @@ def fit_cached(
     """The adapter that `spec` gives on `rows` of `features` (all where None), fitted unless the cache holds it.
 
     `seed` is None exactly where the method draws nothing; `views` are the first of those that `data.transforms`
-    makes, as many as the adapter's `n_views`. It lies under `adapters/<key>/` in the cache; a damaged
+    makes, as many as `registry.n_views` says. It lies under `adapters/<key>/` in the cache; a damaged
     folder is warned about and fitted again. Raises UsageError for a wrong spec, MonoevalError for unusable
     features.
     """

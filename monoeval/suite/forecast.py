@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from monoeval.adapters.registry import n_views
 from monoeval.backbones import records
 from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
@@ -75,8 +76,9 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
         record = records.read(identity_key)
         width = group.backbone.pretrain.width if group.backbone.pretrain else record.get("width")
         wanted = [(load(data).train, None), *((test_images(t.test), t.test.transform) for t in group.trials)]
-        if isinstance(group.probe, Paper):
-            wanted += [(load(data).train, view) for view in views(group.probe.n_views)]
+        augmented = group.probe.n_views if isinstance(group.probe, Paper) else 0
+        augmented = max(augmented, n_views(group.arm.adapter))
+        wanted += [(load(data).train, view) for view in views(augmented)]
         for images, transform in wanted:
             place = (identity_key, images.fingerprint, transform.model_dump_json() if transform else "")
             if place in seen:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from monoeval.adapters.base import Adapter, Codes, SparseRows
-from monoeval.adapters.registry import build
+from monoeval.adapters.registry import n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached
 from monoeval.adapters.subset import Subset
@@ -112,7 +112,7 @@ def score(group: Group, device: str) -> list[Score]:
 def _codes(group: Group, spec: AdapterSpec, device: str) -> tuple[Backbone, str, Codes]:
     """The training codes of the group's images by the adapter `spec`, with the backbone and its identity."""
     backbone, identity_key = _backbone(group, device)
-    wanted = [None, *views(build(spec).n_views)]
+    wanted = [None, *views(n_views(spec))]
     features, *seen = extract(backbone, identity_key, load(group.data).train, wanted)
     adapter = fit_cached(spec, features, None, seed=group.adapter_seed, device=backbone.device, views=seen)
     return backbone, identity_key, Codes(features, adapter, backbone.device)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter, Codes, SparseRows
-from monoeval.adapters.registry import METHODS, build
+from monoeval.adapters.registry import METHODS, n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import STEM, fit_cached, load
 from monoeval.backbones.extract import extract
@@ -86,7 +86,7 @@ def inspect(
     about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
     backbone = load_backbone(model, device=device)
     model_key = key(identity(model))
-    augmented = [] if isinstance(adapter, Path) else views(build(adapter).n_views)
+    augmented = [] if isinstance(adapter, Path) else views(n_views(adapter))
     train, *seen = extract(backbone, model_key, data.train, [None, *augmented])
     if isinstance(adapter, Path):
         spec, fitted = _loaded(adapter, about, train, backbone)

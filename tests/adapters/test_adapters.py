@@ -34,8 +34,8 @@ def spec(method: str, **params) -> AdapterSpec:
 
 
 def fitted(method: str, features, rows=None, **params) -> Adapter:
-    adapter = build(spec(method, **params))
-    return adapter.fit(TrainingRows(features, rows, CPU, [features] * adapter.n_views), seed=0)
+    wanted = spec(method, **params)
+    return build(wanted).fit(TrainingRows(features, rows, CPU, [features] * registry.n_views(wanted)), seed=0)
 
 
 @pytest.mark.parametrize("method", FITTED)

@@ -357,6 +357,8 @@ def test_a_forecast_counts_the_views_of_the_paper_probe(
     assert cached["images to extract"] == 100 + 100  # training and test rows
     paper = forecast(load_recipe({**few, "probe": {"kind": "paper", **settings}}), tmp_path)
     assert paper["images to extract"] == 100 + 100 + passes * 100
+    head = {"name": "head", "backbone": "CL", "method": "ncl-head", "params": {"n_views": passes}}
+    assert forecast(load_recipe({**few, "arms": [head]}), tmp_path)["images to extract"] == 200 + passes * 100
 
 
 def test_a_forecast_passes_over_runs_of_another_version(tmp_path: Path) -> None:
