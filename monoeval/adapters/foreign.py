@@ -149,7 +149,7 @@ class Pretrained(Adapter):
             about = bundles.describe(folder, STEM)
         except bundles.Damaged as error:
             raise MonoevalError(f"{folder} is cut short or was changed: copy the whole folder again.") from error
-        recorded, given = about.get("features", "none"), rows._features.key
+        recorded, given = about.get("features", "none"), rows.key
         if recorded != given:
             raise MonoevalError(
                 f"The adapter in {folder} was fitted on the features {recorded} and these are {given}: name the "

@@ -36,7 +36,7 @@ class TrainingRows:
         self.rows = np.arange(features.n) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(self.rows) == 0:
             raise MonoevalError("An adapter needs at least one training row, and there is none.")
-        self.width, self.device = features.width, device
+        self.width, self.device, self.key = features.width, device, features.key
         self._features, self._views = features, views
 
     def __len__(self) -> int:

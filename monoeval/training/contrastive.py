@@ -21,7 +21,10 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def rep_relu(projected: Tensor) -> Tensor:
-    """ReLU forwards, GELU backwards, so that a dimension that is negative everywhere can come back."""
+    """ReLU forwards, GELU backwards: a dimension also learns from rows where it is just below zero.
+
+    One that is zero in all rows of a batch cannot come back: InfoNCE of what is zero everywhere has no gradient.
+    """
     smooth = F.gelu(projected)
     return smooth + (F.relu(projected) - smooth).detach()
 
