@@ -10,14 +10,14 @@ from monoeval.adapters.base import SparseRows
 from monoeval.adapters.dictionary import Schedule
 from monoeval.adapters.heads import Pairs, checked_views
 from monoeval.adapters.rows import Batches, TrainingRows
-from monoeval.adapters.sae import TopKSAE
+from monoeval.adapters.sae import TopKDictionary
 from monoeval.adapters.settings import CSRSettings
 from monoeval.training.contrastive import info_nce
 
 WIDER, WIDER_WEIGHT = 4, 1 / 8
 
 
-class CSR(TopKSAE):
+class CSR(TopKDictionary):
     """TopK sparse autoencoder with a contrastive term (CSR: Wen et al. 2025, arXiv 2503.01776).
 
     mean (x − x̂_k)² + ⅛ mean (x − x̂_4k)² + AuxK / 32 + 0.1 InfoNCE, where x̂_k is made of the k largest latents and

@@ -20,6 +20,9 @@ from monoeval.keys import draw_seed
 
 log = logging.getLogger("monoeval")
 
+GAUGED = 4096
+"""Rows that the encoder's length is set on."""
+
 Encode = Callable[[Tensor], Tensor | SparseRows]
 
 
@@ -81,6 +84,22 @@ class Dictionary(Adapter):
         self.encoder = self.decoder.clone()
         self.encoder_bias = torch.zeros(self.width, device=rows.device)
         self.decoder_bias = torch.zeros(rows.width, device=rows.device)
+        self.encoder *= self._best_gain(rows, generator)
+
+    @torch.no_grad()
+    def _best_gain(self, rows: TrainingRows, generator: torch.Generator) -> float:
+        """The factor on W_e that fits x̂ to x best, Σ⟨x, x̂⟩ / Σ‖x̂‖² over rows that are drawn.
+
+        Latents overlap, so that without it k of them overshoot: training would first have to shrink them.
+        """
+        drawn = rows.batch(torch.randperm(len(rows), generator=generator)[:GAUGED])
+        x, rebuilt = self.scaled(drawn), self.reconstruct(self._untrained(drawn))
+        own = float(rebuilt.square().sum())
+        return float((x * rebuilt).sum()) / own if own > 0 else 1.0
+
+    def _untrained(self, features_nd: Tensor) -> Tensor | SparseRows:
+        """Codes of the dictionary before training: TopK for every sparse method, so that L0 is equal."""
+        return self.top_k(self.pre_activations(self.scaled(features_nd)))
 
     def scaled(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) / self.scale
@@ -193,19 +212,13 @@ class TrainedDictionary(Dictionary):
         }
         return self
 
-    def _untrained(self, features_nd: Tensor) -> Tensor | SparseRows:
-        """Codes of the dictionary before training: TopK for every sparse method, so that L0 is equal."""
-        return self.top_k(self.pre_activations(self.scaled(features_nd)))
-
     def _prepare(self, rows: TrainingRows) -> None:
         """What a method adds to the start that all share."""
 
     def _train(self, rows: Batches, schedule: Schedule, order: torch.Generator) -> None:
         for name in self.trained:
             setattr(self, name, nn.Parameter(getattr(self, name)))
-        optimiser = torch.optim.Adam(
-            [getattr(self, name) for name in self.trained], lr=schedule.learning_rate, fused=True
-        )
+        step = self._stepper()
         training = Training(schedule, len(rows), torch.zeros(self.width, device=self.mean.device))
         positions = torch.empty(0, dtype=torch.int64)
         with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
@@ -213,22 +226,28 @@ class TrainedDictionary(Dictionary):
                 if len(positions) < schedule.batch_size:
                     positions = torch.randperm(len(rows), generator=order)
                 taken, positions = positions[: schedule.batch_size], positions[schedule.batch_size :]
-                for group in optimiser.param_groups:
-                    group["lr"] = schedule.rate(training.step)
-                self._step(self.scaled(rows.batch(taken)), training, optimiser)
+                step(self.scaled(rows.batch(taken)), training)
                 advance(1)
         for name in self.trained:
             setattr(self, name, getattr(self, name).detach())
 
-    def _step(self, x: Tensor, training: Training, optimiser: torch.optim.Optimizer) -> None:
-        loss = self._loss(x, training)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            if self.unit_rows:
-                remove_parallel(self.decoder)
-            optimiser.step()
-            self._constrain()
+    def _stepper(self) -> Callable[[Tensor, Training], None]:
+        """What takes a step on a batch of scaled rows [B, D]: Adam on the gradient of `_loss`."""
+        parameters = [getattr(self, name) for name in self.trained]
+        optimiser = torch.optim.Adam(parameters, fused=True)
+
+        def step(x: Tensor, training: Training) -> None:
+            loss = self._loss(x, training)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                if self.unit_rows:
+                    remove_parallel(self.decoder)
+                optimiser.param_groups[0]["lr"] = training.schedule.rate(training.step)
+                optimiser.step()
+                self._constrain()
+
+        return step
 
     @abstractmethod
     def _loss(self, x: Tensor, training: Training) -> Tensor:

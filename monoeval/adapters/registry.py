@@ -64,7 +64,9 @@ _PENALISED = "monoeval.adapters.sae_penalised"
 _HEADS = "monoeval.adapters.heads"
 _BUILT_IN = (
     Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
-    Method("sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings),
+    Method(
+        "sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings, version="2"
+    ),
     Method(
         "sae-batchtopk", f"{_SAE}:BatchTopKSAE", "TopK over a batch: k active latents a row on average",
         TrainedDictionarySettings,
@@ -91,7 +93,7 @@ _BUILT_IN = (
     ),
     Method(
         "random-topk", f"{_SAE}:RandomTopK", "the TopK autoencoder untrained, of equal width and sparsity",
-        DictionarySettings, is_control=True,
+        DictionarySettings, is_control=True, version="2",
     ),
     Method(
         "frozen-decoder", f"{_SAE}:FrozenDecoder", "the TopK autoencoder with a random decoder",

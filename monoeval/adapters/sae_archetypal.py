@@ -8,7 +8,7 @@ from torch import Tensor
 
 from monoeval.adapters.dictionary import Training
 from monoeval.adapters.rows import TrainingRows
-from monoeval.adapters.sae import TopKSAE
+from monoeval.adapters.sae import TopKDictionary
 from monoeval.adapters.settings import ArchetypalSettings
 from monoeval.keys import draw_seed
 
@@ -16,7 +16,7 @@ LLOYD_PASSES = 10
 SHARPNESS = 10.0  # of the softmax: logits move by Adam's small steps
 
 
-class ArchetypalSAE(TopKSAE):
+class ArchetypalSAE(TopKDictionary):
     """Relaxed archetypal SAE with TopK codes and AuxK (Fel et al. 2025, arXiv 2502.12892).
 
     W_d = W C + Λ: C are centroids of the training rows by k-means, centred and in units of their root-mean-square
@@ -48,18 +48,7 @@ class ArchetypalSAE(TopKSAE):
         self.slack = torch.zeros(self.width, rows.width, device=rows.device)
         self.decoder = self._atoms()
         self.encoder = self.decoder / self.decoder.square().sum(dim=1, keepdim=True).clamp_min(1e-12)
-        self.encoder *= self._best_gain(rows)
-
-    @torch.no_grad()
-    def _best_gain(self, rows: TrainingRows) -> float:
-        """The factor that fits x̂ to x best, Σ⟨x, x̂⟩ / Σ‖x̂‖² over the training rows."""
-        along, own = 0.0, 0.0
-        for chunk_nd in rows.chunks():
-            x = self.scaled(chunk_nd)
-            rebuilt = self.reconstruct(self.activate(self.pre_activations(x)))
-            along += float((x * rebuilt).sum())
-            own += float(rebuilt.square().sum())
-        return along / own if own else 1.0
+        self.encoder *= self._best_gain(rows, generator)
 
     @property
     def weights(self) -> Tensor:

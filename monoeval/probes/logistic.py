@@ -12,8 +12,8 @@ from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import COPIES, Descent
 from monoeval.probes.objective import Loss, Objective, Point
-from monoeval.probes.products import one_thread, worth_reducing
 from monoeval.probes.rows import RowSpace, all_rows
+from monoeval.products import one_thread, worth_reducing
 
 TOLERANCE = 1e-4
 """Relative, proven: (f - lower bound)/f at most this where a solve ends."""

@@ -12,9 +12,10 @@ from monoeval.adapters.base import Codes
 from monoeval.adapters.dictionary import Schedule, Training, remove_parallel
 from monoeval.adapters.registry import build
 from monoeval.adapters.rows import TrainingRows
-from monoeval.adapters.sae import TopKSAE, aux_k
+from monoeval.adapters.sae import TopKDictionary
 from monoeval.adapters.settings import TrainedDictionarySettings
 from monoeval.adapters.spec import AdapterSpec
+from monoeval.adapters.topk import aux_k
 from monoeval.errors import MonoevalError, UsageError
 
 CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def test_top_k_rectifies_what_it_selects():
     assert adapter.encode(torch.tensor([[3.0]])).dense().tolist() == [[3.0, 0.0]]
 
 
-def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
+def test_the_gradient_is_that_of_the_stated_loss():
     """Finite differences of mean (x − x̂)² + α·scale·AuxK, written out densely, against autograd's result."""
     torch.manual_seed(0)
     adapter = make(width=5, k=1)
@@ -106,7 +107,6 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
     for name, value in zip(names, values, strict=True):
         setattr(adapter, name, torch.nn.Parameter(value.clone()))
     training = Training(Schedule(1, 4, 0.0), 10, torch.full((5,), 100.0))
-    gradients = {}
 
     def dense(encoder, bias, decoder, offset):
         h = (x - offset) @ encoder.T + bias
@@ -123,13 +123,8 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
     h0 = (x - values[3]) @ values[0].T + values[1]
     z0 = torch.zeros_like(h0).scatter(1, h0.argmax(1, keepdim=True), h0.amax(1, keepdim=True)).clamp(min=0)
     base_error = x - (z0 @ values[2] + values[3])
-    optimiser = torch.optim.SGD([getattr(adapter, name) for name in names], lr=0.0)
-    monkeypatch.setattr(
-        dictionary,
-        "remove_parallel",
-        lambda _: gradients.update({n: getattr(adapter, n).grad.clone() for n in names}),
-    )
-    adapter._step(x, training, optimiser)
+    adapter._loss(x, training).backward()
+    gradients = {name: getattr(adapter, name).grad for name in names}
     for position, name in enumerate(names):
         for place in np.ndindex(values[position].shape):
             ends = []
@@ -142,19 +137,20 @@ def test_one_step_follows_the_gradient_of_the_stated_loss(monkeypatch):
 
 def test_decoder_rows_stay_unit_after_each_step_and_gradients_have_no_radial_part(feature_set, monkeypatch):
     norms, radial = [], []
-    step, remove = TopKSAE._step, dictionary.remove_parallel
+    constrain, remove = TopKDictionary._constrain, dictionary.remove_parallel
 
-    def watched(self, *rest):
-        step(self, *rest)
+    def watched(self):
+        constrain(self)
         norms.append(self.decoder.detach().norm(dim=1))
 
     def seen(decoder):
         remove(decoder)
         radial.append((decoder.grad * decoder).sum(1).abs().max().item())
 
-    monkeypatch.setattr(TopKSAE, "_step", watched)
+    monkeypatch.setattr(TopKDictionary, "_constrain", watched)
     monkeypatch.setattr(dictionary, "remove_parallel", seen)
-    make(width=30, k=3, steps=7).fit(TrainingRows(feature_set(gaussian()), None, CPU), seed=0)
+    rows = TrainingRows(feature_set(gaussian()), None, CPU)
+    make("sae-matryoshka", width=30, k=3, steps=7).fit(rows, seed=0)
     assert len(norms) == 7
     torch.testing.assert_close(torch.stack(norms), torch.ones(7, 30))
     assert max(radial) < 1e-5
@@ -199,7 +195,12 @@ def test_the_untrained_twin_is_the_trained_one_at_its_start(feature_set):
     start = make(width=40, k=5, steps=0).fit(TrainingRows(features, None, CPU), seed=3)
     trained = make(width=40, k=5, steps=20).fit(TrainingRows(features, None, CPU), seed=3)
     assert torch.equal(twin.encoder, start.encoder)
-    assert torch.equal(twin.encoder, twin.decoder)
+    gain = twin.encoder[0, 0] / twin.decoder[0, 0]
+    torch.testing.assert_close(twin.encoder, gain * twin.decoder)
+    for other in (0.9, 1.1):  # the gain is the best there is
+        worse = make("random-topk", width=40, k=5).restore({**twin.state(), "encoder": twin.encoder * other})
+        rows = TrainingRows(features, None, CPU)
+        assert worse._measure(rows, worse.encode)["explained_variance"] < twin.report()["explained_variance"]
     assert twin.report()["explained_variance"] == trained.report()["explained_variance_untrained"]
     assert not torch.equal(twin.encoder, trained.encoder)
     codes = Codes(features, twin, CPU).dense()

@@ -1,0 +1,123 @@
+"""The written-out steps of TopK training, against autograd and torch's own topk."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monoeval.adapters import topk
+from monoeval.adapters.topk import BETAS, TopKSteps, aux_k, aux_share, largest
+
+D, M, K = 12, 64, 5
+
+
+def start(seed=0):
+    """Encoder, its bias, decoder and its bias, away from symmetry."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = F.normalize(torch.randn(M, D, generator=generator), dim=1)
+    return [
+        0.8 * decoder + 0.05 * torch.randn(M, D, generator=generator),
+        0.1 * torch.randn(M, generator=generator),
+        decoder,
+        0.1 * torch.randn(D, generator=generator),
+    ]
+
+
+def batch(seed, n=6):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def by_autograd(tensors, idle, batches, patience, rate, aux_weight):
+    """The same steps as the method's formulas have them."""
+    parameters = [t.clone().requires_grad_() for t in tensors]
+    encoder, encoder_bias, decoder, decoder_bias = parameters
+    optimiser = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
+    for x in batches:
+        h = (x - decoder_bias) @ encoder.T + encoder_bias
+        values, places = h.topk(K, dim=1)
+        z = torch.zeros_like(h).scatter(1, places, values.relu())
+        idle += len(x)
+        idle[(z > 0).any(0)] = 0
+        error = x - z @ decoder - decoder_bias
+        loss = error.square().mean()
+        dead = (idle >= patience).nonzero()[:, 0]
+        if len(dead):
+            loss = loss + aux_weight * aux_share(len(dead), D) * aux_k(h, error, decoder, dead)
+        optimiser.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+            optimiser.step()
+            decoder /= decoder.norm(dim=1, keepdim=True)
+    return [p.detach() for p in parameters]
+
+
+@pytest.mark.parametrize("block", [16, 1024])
+@pytest.mark.parametrize("patience", [60, 10_000])
+def test_steps_are_those_of_autograd(monkeypatch, block, patience):
+    monkeypatch.setattr(topk, "BLOCK", block)
+    tensors, idle, idle_too = start(), torch.zeros(M), torch.zeros(M)
+    idle[::7] = idle_too[::7] = 59.0  # some are about to be dead
+    batches = [batch(i) for i in range(4)]
+    wanted = by_autograd(tensors, idle_too, batches, patience, 1e-3, 0.5)
+    steps = TopKSteps(*tensors, k=K, aux_weight=0.5)
+    before = [t.clone() for t in tensors]
+    for x in batches:
+        steps.step(x, idle, patience, 1e-3)
+    assert torch.equal(idle, idle_too)
+    assert (idle >= 60).any()
+    assert (idle == 0).any()
+    for ours, theirs, was in zip(tensors, wanted, before, strict=True):
+        assert (ours - was).abs().max() > 1e-3
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+    torch.testing.assert_close(tensors[2].norm(dim=1), torch.ones(M))
+
+
+def test_dead_latents_move_by_auxk_alone():
+    for aux_weight in (0.0, 0.5):
+        tensors, idle = start(), torch.zeros(M)
+        tensors[1][3] = -100.0  # never among the largest
+        idle[3] = 1e6
+        before = [t[3].clone() for t in tensors[:3]]
+        TopKSteps(*tensors, k=K, aux_weight=aux_weight).step(batch(0), idle, 1e5, 1e-3)
+        moved = [not torch.equal(t[3], was) for t, was in zip(tensors, before, strict=False)]
+        # its pre-activation is negative, so that ReLU lets nothing through
+        assert moved == [False] * 3
+        tensors[1][3] = -0.5
+        idle[3] = 1e6
+        before = [t[3].clone() for t in tensors[:3]]
+        steps = TopKSteps(*tensors, k=1, aux_weight=aux_weight)
+        steps.step(batch(1), idle, 1e5, 1e-3)
+        if idle[3] > 0:  # it did not fire
+            assert [not torch.equal(t[3], was) for t, was in zip(tensors, before, strict=False)] == [
+                aux_weight > 0
+            ] * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 30), st.integers(0, 10_000))
+def test_the_largest_are_those_of_topk(n, eighths, k, seed):
+    h = torch.randn(n, 8 * eighths, generator=torch.Generator().manual_seed(seed))
+    k = min(k, h.shape[1])
+    ours, theirs = largest(h, k).sort(dim=1).values, h.topk(k, dim=1).indices.sort(dim=1).values
+    assert torch.equal(ours, theirs)
+
+
+def test_reduced_products_train_as_well(monkeypatch):
+    def missed(reduce):
+        monkeypatch.setattr(topk, "REDUCED_WORK", 0.0 if reduce else float("inf"))
+        monkeypatch.setattr(topk, "worth_reducing", lambda _: True)
+        tensors, idle = start(), torch.zeros(M)
+        steps = TopKSteps(*tensors, k=K, aux_weight=0.0)
+        for i in range(150):
+            steps.step(batch(i % 10), idle, 1e9, 5e-3)
+        x = torch.cat([batch(i) for i in range(10)])
+        h = (x - tensors[3]) @ tensors[0].T + tensors[1]
+        values, places = h.topk(K, dim=1)
+        again = F.embedding_bag(places, tensors[2], per_sample_weights=values.relu(), mode="sum") + tensors[3]
+        return float((x - again).square().mean() / x.square().mean())
+
+    exact, reduced = missed(reduce=False), missed(reduce=True)
+    assert exact < 0.4
+    assert abs(reduced - exact) < 0.02
