@@ -62,9 +62,9 @@ class TopKSAE(TopKDictionary):
     """TopK sparse autoencoder with AuxK (Gao et al. 2024, arXiv 2406.04093), trained by steps written for it.
 
     Defaults by measurement on the pixels of 1,200 digits (width 1,024, k = 16, 1,500 steps): 0.997 of the variance
-    is explained and 8 % of the latents are dead, 0.992 and 40 % without AuxK. Learning rates of 1e-3, 2e-3 and 8e-3
-    explain 0.984, 0.994 and 0.992. On 597 other digits it is 0.875, and 0.873 to 0.885 with any of these: what is
-    gained is the training rows' own.
+    is explained and 8 % of the latents are dead, 0.992 and 40 % without AuxK. Learning rates of 1e-3, 2e-3 and
+    8e-3 explain 0.984, 0.994 and 0.992. On 597 other digits it is 0.875, and 0.873 to 0.885 with any of these:
+    what is gained is the training rows' own.
     """
 
     method: ClassVar[str] = "sae"
