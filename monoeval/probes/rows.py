@@ -144,10 +144,12 @@ class Shared(Rows):
             self._transposed = [SparseChunk.of(rows, chunk) for rows, chunk in self._sparse_chunks()]
         elif not self.sparse and 4 * self.n * codes.width <= KEPT:
             self._centred = codes.whole().sub_(self.mean_m)
-        self.axes_md, variances_d = self._principal_axes()
+        # of sparse codes some axes serve as well as all: as many passes, and none of width² numbers
+        rotated = codes.width <= (LEADING if self.sparse else WIDEST_ROTATION)
+        self.axes_md, variances_d = self._principal_axes() if rotated else (None, self._variances())
         self.variances_gd = variances_d[None]
         self._leading: tuple[Tensor, Tensor] | None = None
-        if codes.width > WIDEST_ROTATION:
+        if not rotated:
             self._leading = self._leading_axes(min(LEADING, self.n // 2))
 
     def leave(self, parameters_gpck: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,18 +245,20 @@ class Shared(Rows):
                 total += chunk.sum(0, dtype=torch.float64)
         return (total / self.n).float()
 
+    def _variances(self) -> Tensor:
+        """Of the columns [M]."""
+        squares = torch.zeros(self.codes.width, dtype=torch.float64, device=self.device)
+        for _, part in self._parts():
+            if isinstance(part, SparseRows):
+                squares.scatter_add_(0, part.indices.flatten(), part.values.flatten().double().square())
+            else:
+                squares += part.square().sum(0, dtype=torch.float64)
+        variances = squares / self.n - (self.mean_m.double().square() if self.sparse else 0.0)
+        return variances.clamp(min=0).float()
+
     def _principal_axes(self) -> tuple[Tensor | None, Tensor]:
         """Axes [M, D] (None: the columns) and the variances [D] along them."""
         width = self.codes.width
-        if width > WIDEST_ROTATION:
-            squares = torch.zeros(width, dtype=torch.float64, device=self.device)
-            for _, part in self._parts():
-                if isinstance(part, SparseRows):
-                    squares.scatter_add_(0, part.indices.flatten(), part.values.flatten().double().square())
-                else:
-                    squares += part.square().sum(0, dtype=torch.float64)
-            variances = squares / self.n - (self.mean_m.double().square() if self.sparse else 0.0)
-            return None, variances.clamp(min=0).float()
         # in float64: LAPACK's threaded float32 routine gave NaN where many columns are zero (dead latents)
         covariance = torch.zeros(width, width, dtype=torch.float64, device=self.device)
         for _, part in self._parts():

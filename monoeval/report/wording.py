@@ -125,6 +125,7 @@ _MEASURES = {
     "scatter_ratio": ("scatter ratio", "{:.3f}", None),
     "effective_rank": ("effective rank", "{:.1f}", "effective_rank_bound"),
     "coherence": ("decoder coherence", "{:.3f}", None),
+    "stability": ("stability over seeds", "{:.3f}", "stability_chance"),
     "drift_cosine": ("cosine under change", "{:.3f}", None),
     "drift_jaccard": ("Jaccard under change", "{:.3f}", None),
 }
@@ -132,11 +133,12 @@ _MEASURES = {
 
 ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
-    "and the largest effective rank that could come out. All but the explained variance are of clean held-out "
-    "images. Top-20 consistency is the share of the commonest class among a latent's 20 strongest rows, so many "
-    "for every arm; semantic consistency and class entropy look at all rows that fire it, which favours sparse "
-    "codes. Cosine and Jaccard under change compare the codes of an image with those of the changed image, over "
-    "all changes of the study; signed dense codes are all active, so their Jaccard is 1."
+    "the largest effective rank that could come out, and the stability of random directions. All but the "
+    "explained variance and what is said of decoders are of clean held-out images. Top-20 consistency is the "
+    "share of the commonest class among a latent's 20 strongest rows, so many for every arm; semantic "
+    "consistency and class entropy look at all rows that fire it, which favours sparse codes. Cosine and "
+    "Jaccard under change compare the codes of an image with those of the changed image, over all changes of "
+    "the study; signed dense codes are all active, so their Jaccard is 1."
 )
 
 

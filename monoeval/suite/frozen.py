@@ -25,7 +25,7 @@ from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table, views
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence
+from monoeval.metrics.dictionary import coherence, stability
 from monoeval.metrics.drift import drift
 from monoeval.metrics.latents import choose_latents, measure
 from monoeval.metrics.scores import RowScores, row_scores
@@ -89,7 +89,11 @@ def score(group: Group, device: str) -> list[Score]:
     for position, trial in enumerate(group.trials):
         by_test[trial.test.model_dump_json()].append(position)
     tests = _test_features(group, backbone, identity_key)
-    report = {**adapter.report(), **_held_out(group, tests, adapter, backbone)}
+    report = {
+        **adapter.report(),
+        **_held_out(group, tests, adapter, backbone),
+        **_stability(group, spec, adapter, device),
+    }
     done: dict[int, Score] = {}
     for positions in by_test.values():
         first = group.trials[positions[0]]
@@ -180,6 +184,18 @@ def _held_out(
     if adapter.directions is not None:
         found["coherence"] = coherence(adapter.directions).mean
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _stability(group: Group, spec: AdapterSpec, adapter: Adapter, device: str) -> dict[str, float]:
+    """How alike the adapter is to that of the seed before, where both saw the same features and have a decoder."""
+    if not group.adapter_seed or group.backbone_seed is not None or adapter.directions is None:
+        return {}
+    before = group.model_copy(update={"adapter_seed": group.adapter_seed - 1})
+    other = _codes(before, spec, device)[2].adapter.directions
+    if other is None or other.shape != adapter.directions.shape:
+        return {}
+    found = stability(adapter.directions, other, either_sign=spec.method in {"pca", "ica"})
+    return {"stability": found.cosine, "stability_chance": found.chance}
 
 
 def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes) -> dict[str, float]:

@@ -38,6 +38,7 @@ from monoeval.adapters.settings import NoSettings
 from monoeval.adapters.simple import Identity
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
+from monoeval.probes import rows as solver_rows
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
 from monoeval.probes.logistic import Grid, solve_grid
@@ -484,6 +485,7 @@ STREAMED_GAP = 0.01
 
 
 def _memory(paths: tuple[Path, ...], labels: Ints, n_classes: int) -> dict[str, Any]:
+    solver_rows.KEPT = 0  # up to a gigabyte of codes is kept between passes, and all of these would be
     features, cpu = FeatureSet("made", paths), torch.device("cpu")
     adapter = Identity(NoSettings()).fit(TrainingRows(features, None, cpu), seed=0)
     codes = TrainingCodes(Codes(features, adapter, cpu))
