@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def reduced(device: torch.device) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+@cache
+def has_bfloat16(device_type: str) -> bool:
+    """Whether this machine has instructions for bfloat16 products: a stopwatch could change its mind."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return device_type == "cpu" and ("amx_bf16" in flags or "avx512_bf16" in flags)
 
 
 @cache

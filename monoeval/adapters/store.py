@@ -51,7 +51,8 @@ def fit_cached(
     if spec.method in UNFITTED:
         return adapter.fit(TrainingRows(features, rows, device), seed=0)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
-    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, features.key, used, adapter_identity(spec), seed])
+    made_of = [features.key, *(view.key for view in views)] if views else features.key
+    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, made_of, used, adapter_identity(spec), seed])
     found = _held(folder, device)  # before the lock, which a read-only cache does not give
     if found is not None:
         return found

@@ -18,7 +18,8 @@ class Subset(Adapter):
 
     def __init__(self, whole: Adapter, latents: Ints) -> None:
         self.whole, self.width = whole, len(latents)
-        self.measures = whole.measures
+        # by these a report tells whether it was trained; the rest speaks of latents that are not here
+        self.measures = {n: v for n, v in whole.measures.items() if n.startswith("explained_variance")}
         self.latents = torch.from_numpy(np.sort(latents))
         self._place = torch.full((whole.width,), -1).scatter(0, self.latents, torch.arange(self.width))
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monoeval.products import worth_reducing
+from monoeval.products import has_bfloat16
 
 GROUP = 8
 """Latents a group in the search for the k largest: of 4, 8 and 16 the fastest at 4,096 and at 16,384 latents."""
@@ -151,7 +151,7 @@ class TopKSteps:
 
     def _codes(self, centred: Tensor) -> tuple[Tensor, Tensor]:
         """Which latents are active, int64 [n, k], and their codes [n, k]."""
-        reduce = centred.numel() * self.width >= REDUCED_WORK and worth_reducing(centred.device.type)
+        reduce = centred.numel() * self.width >= REDUCED_WORK and has_bfloat16(centred.device.type)
         dtype = torch.bfloat16 if reduce else torch.float32
         if self._h is None or len(self._h) != len(centred):
             self._h = torch.empty(len(centred), self.width, dtype=dtype, device=centred.device)

@@ -9,6 +9,7 @@ from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
 from monoeval.report.scores import Point, Scores, mean_measures, point_of
+from monoeval.report.wording import signed
 
 
 def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Table:
@@ -157,12 +158,16 @@ def _judge(
 def _cause(scores: Scores, arm: str, controls: Sequence[str]) -> str:
     """Whether what is claimed to help was there: latents more monosemantic than those of every control."""
     own = scores.monosemanticity(arm)
-    less = {name: scores.monosemanticity(name) for name in controls}
-    if not own or not all(less.values()):
+    more: dict[str, list[float]] = {}
+    for name in controls:
+        of_control = scores.monosemanticity(name)
+        more[name] = [own[unit] - of_control[unit] for unit in own if unit in of_control]
+    if not all(more.values()):
         return "Monosemanticity was not measured, so this speaks of the adapter, not of its cause."
-    mean = float(np.mean(list(own.values())))
-    name, most = max(((name, float(np.mean(list(by.values())))) for name, by in less.items()), key=lambda x: x[1])
-    figure = f"top-20 consistency {100 * mean:.0f} points above chance, {name} {100 * most:.0f}"
-    if all(own[unit] > by[unit] for by in less.values() for unit in own if unit in by):
+    name, least = min(more.items(), key=lambda item: float(np.mean(item[1])))
+    figure = f"top-20 consistency is {signed(float(np.mean(least)))} points against {name}, after chance"
+    if all(value > 0 for found in more.values() for value in found):
         return f"In every seed its latents are more monosemantic than every control's: {figure}."
+    if np.mean(least) > 0:
+        return f"Its latents are more monosemantic than every control's, but not in every seed: {figure}."
     return f"Manipulation failed: its latents are not more monosemantic than every control's: {figure}."

@@ -278,7 +278,10 @@ def _reason(row: Row) -> str:
 
 def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
     """Adapter measures averaged over the adapters that were fitted (each counted once), and drift over scores."""
-    fitted = {(row.backbone_seed, row.adapter_seed): row.adapter for row in rows if row.adapter}
+    fitted: dict[tuple[int | None, int | None], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row.adapter:
+            fitted[row.backbone_seed, row.adapter_seed] |= row.adapter
     moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
     return {**_means(fitted.values()), **_means(moved)}
 

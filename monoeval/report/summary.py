@@ -138,6 +138,11 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
         "come from probes that stopped before they converged": sum(not row.converged for row in scores.rows),
     }
     notes += [f"{count} of {len(scores.rows)} scores {what}." for what, count in counts.items() if count]
+    if any(arm.get("latents") for arm in scores.arms):
+        notes.append(
+            "The most, least and random monosemantic latents were ranked by the clean labels of all training "
+            "rows, also where the probe sees few or noisy ones."
+        )
     return notes + _about_probes(scores)
 
 

@@ -4,6 +4,7 @@ A learner turns a group of trials into scores and writes nothing but the cache, 
 than the ledger's one writer.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Ints, Transform
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table, views
+from monoeval.errors import MonoevalError
 from monoeval.keys import key
 from monoeval.metrics.dictionary import coherence, stability
 from monoeval.metrics.drift import drift
@@ -47,6 +49,8 @@ from monoeval.suite.plan import (
     tested_rows,
 )
 from monoeval.training.pretrain import pretrain
+
+log = logging.getLogger("monoeval")
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,11 @@ def score(group: Group, device: str) -> list[Score]:
     for position, trial in enumerate(group.trials):
         by_test[trial.test.model_dump_json()].append(position)
     tests = _test_features(group, backbone, identity_key)
-    report = {
-        **adapter.report(),
-        **_held_out(group, tests, adapter, backbone),
-        **_stability(group, spec, adapter, device),
-    }
+    report = adapter.report()
+    try:
+        report |= _held_out(group, tests, adapter, backbone) | _stability(group, spec, adapter, device)
+    except MonoevalError as error:  # a measure that cannot be made takes no score with it
+        log.warning("%s is not measured: %s", group.arm.name, error)
     done: dict[int, Score] = {}
     for positions in by_test.values():
         first = group.trials[positions[0]]
@@ -125,9 +129,8 @@ def _codes(group: Group, spec: AdapterSpec, device: str) -> tuple[Backbone, str,
 def _matching(spec: AdapterSpec, other: Codes) -> AdapterSpec:
     """`spec` with the width of other codes and their mean number of active latents a row."""
     active = sum(int(((c.values if isinstance(c, SparseRows) else c) != 0).sum()) for c in other.chunks())
-    sizes: dict[str, int] = {"width": other.width, "k": max(1, round(active / len(other)))}
-    rest = {name: value for name, value in spec.params.items() if name != "width_factor"}
-    return spec.model_copy(update={"params": {**sizes, **rest}})
+    sizes = {"width": other.width, "k": max(1, round(active / len(other)))}
+    return spec.model_copy(update={"params": {**spec.params, **sizes}})
 
 
 @lru_cache(maxsize=1)
@@ -188,7 +191,8 @@ def _held_out(
 
 def _stability(group: Group, spec: AdapterSpec, adapter: Adapter, device: str) -> dict[str, float]:
     """How alike the adapter is to that of the seed before, where both saw the same features and have a decoder."""
-    if not group.adapter_seed or group.backbone_seed is not None or adapter.directions is None:
+    matched = group.match is not None  # the seed before took another width and k
+    if matched or not group.adapter_seed or group.backbone_seed is not None or adapter.directions is None:
         return {}
     before = group.model_copy(update={"adapter_seed": group.adapter_seed - 1})
     other = _codes(before, spec, device)[2].adapter.directions
@@ -204,7 +208,10 @@ def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes)
     clean = tests.get((images, ""))
     if not change or clean is None:
         return {}
-    found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))
+    try:
+        found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))
+    except MonoevalError:
+        return {}
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 

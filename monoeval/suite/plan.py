@@ -23,7 +23,7 @@ from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever equal specifications would give other scores than before."""
 
 

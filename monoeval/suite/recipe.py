@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from monoeval.adapters.registry import controls_for, spec_of
+from monoeval.adapters.settings import DictionarySettings
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
@@ -86,8 +87,11 @@ class Recipe(Spec):
             for other in filter(None, (arm.baseline, arm.match, *arm.controls)):
                 if other not in names:
                     raise ValueError(str(unknown("arm", other, names)))
-            if arm.match is not None and "k" in arm.params:
-                raise ValueError(f"{arm.name} takes its k from the arm it matches: leave out one of the two")
+            sizes = sorted({"k", "width", "width_factor"} & arm.params.keys())
+            if arm.match is not None and sizes:
+                raise ValueError(
+                    f"{arm.name} takes its {sizes[0]} from the arm it matches: leave out one of the two"
+                )
             if arm.match in [other.name for other in self.arms if other.match is not None]:
                 raise ValueError(f"{arm.name} matches {arm.match}, which matches another arm: name that one")
         for backbone in (*self.models, *self.backbones.values()):
@@ -102,7 +106,7 @@ class Recipe(Spec):
         """The same study with every arm and backbone written out."""
         if self.arms:
             for arm in self.arms:
-                if arm.match is not None and "k" not in spec_of(arm.adapter).settings.model_fields:
+                if arm.match is not None and not issubclass(spec_of(arm.adapter).settings, DictionarySettings):
                     raise UsageError(f"{arm.name} has no k to match with: leave out match, or use random-topk.")
                 spec_of(arm.adapter)
             return self._with_latents()
@@ -120,8 +124,10 @@ class Recipe(Spec):
         """With the arms that `latents` asks for: most and least are held against random ones."""
         arms = list(self.arms)
         for arm in self.arms if self.latents else ():
-            if arm.method == "identity" or spec_of(arm.adapter).is_control:
+            if arm.method == "identity" or arm.latents is not None or spec_of(arm.adapter).is_control:
                 continue
+            if f"{arm.name}, random latents" in [other.name for other in self.arms]:
+                continue  # a resolved recipe has them already
             drawn = f"{arm.name}, random latents"
             for name, which, baseline in (
                 (drawn, "random", None),

@@ -107,7 +107,7 @@ def test_the_largest_are_those_of_topk(n, eighths, k, seed):
 def test_reduced_products_train_as_well(monkeypatch):
     def missed(reduce):
         monkeypatch.setattr(topk, "REDUCED_WORK", 0.0 if reduce else float("inf"))
-        monkeypatch.setattr(topk, "worth_reducing", lambda _: True)
+        monkeypatch.setattr(topk, "has_bfloat16", lambda _: True)
         tensors, idle = start(), torch.zeros(M)
         steps = TopKSteps(*tensors, k=K, aux_weight=0.0)
         for i in range(150):

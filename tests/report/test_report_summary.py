@@ -370,11 +370,10 @@ def test_a_damaged_sidecar_is_named(full_study: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("of_control", "said"),
     [
-        (
-            (0.2, 0.2),
-            "its latents are more monosemantic than every control's: top-20 consistency 50",
-        ),
-        ((0.2, 0.9), "Manipulation failed: its latents are not more monosemantic"),
+        ((0.2, 0.2), "In every seed its latents are more monosemantic than every control's"),
+        ((0.2, 0.2), "top-20 consistency is +40.0 points against random, after chance"),
+        ((0.2, 0.7), "every control's, but not in every seed: top-20 consistency is +15.0 points"),
+        ((0.5, 0.9), "Manipulation failed: its latents are not more monosemantic"),
         (None, "Monosemanticity was not measured"),
     ],
 )
