@@ -133,12 +133,13 @@ _MEASURES = {
 
 ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
-    "the largest effective rank that could come out, and the stability of random directions. All but the "
-    "explained variance and what is said of decoders are of clean held-out images. Top-20 consistency is the "
-    "share of the commonest class among a latent's 20 strongest rows, so many for every arm; semantic "
-    "consistency and class entropy look at all rows that fire it, which favours sparse codes. Cosine and "
-    "Jaccard under change compare the codes of an image with those of the changed image, over all changes of "
-    "the study; signed dense codes are all active, so their Jaccard is 1."
+    "the largest effective rank that could come out, and the stability of random directions. Explained variance "
+    "is of training rows; L0, dead latents, effective rank and what is said of classes are of clean held-out "
+    "images where the study has them. Top-20 consistency is the share of the commonest class among a latent's "
+    "20 strongest rows, so many for every arm; semantic consistency and class entropy look at all rows that "
+    "fire it, which favours sparse codes. Cosine and Jaccard under change compare the codes of an image with "
+    "those of the changed image, over all changes of the study; signed dense codes are all active, so their "
+    "Jaccard is 1."
 )
 
 

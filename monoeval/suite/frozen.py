@@ -52,6 +52,9 @@ from monoeval.training.pretrain import pretrain
 
 log = logging.getLogger("monoeval")
 
+UNMEASURED = (MonoevalError, TypeError)
+"""What measures raise of codes that are not finite, and torch of sums in float64 where a device (MPS) has none."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -96,7 +99,7 @@ def score(group: Group, device: str) -> list[Score]:
     report = adapter.report()
     try:
         report |= _held_out(group, tests, adapter, backbone) | _stability(group, spec, adapter, device)
-    except MonoevalError as error:  # a measure that cannot be made takes no score with it
+    except UNMEASURED as error:  # a measure that cannot be made takes no score with it
         log.warning("%s is not measured: %s", group.arm.name, error)
     done: dict[int, Score] = {}
     for positions in by_test.values():
@@ -210,7 +213,7 @@ def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes)
         return {}
     try:
         found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))
-    except MonoevalError:
+    except UNMEASURED:
         return {}
     return {name: value for name, value in found.items() if np.isfinite(value)}
 

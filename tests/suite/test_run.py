@@ -393,3 +393,19 @@ def test_a_control_matches_the_width_and_the_measured_sparsity(tmp_path: Path) -
     other = {**sae, "params": {"width": 48, "steps": 21}}
     again = {r.arm: r for r in monoeval.run({**recipe, "arms": [recipe["arms"][0], other, twin]}, out=tmp_path)}
     assert again["twin"].key != arms["twin"].key
+
+
+def test_a_measure_that_cannot_be_made_takes_no_score_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("this device has no float64")
+
+    monkeypatch.setattr("monoeval.suite.frozen.measure", broken)
+    monkeypatch.setattr("monoeval.suite.frozen.drift", broken)
+    noise = {"name": "input-noise", "kinds": ["gaussian"], "levels": [0, 0.4]}
+    few = {**RECIPE, "seeds": 1, "arms": RECIPE["arms"][:1], "scenarios": [noise]}
+    rows = monoeval.run(few, out=tmp_path)
+    assert [row.status for row in rows] == ["ok", "ok"]
+    assert not any(row.drift for row in rows)
+    assert "CL is not measured: this device has no float64" in caplog.text
