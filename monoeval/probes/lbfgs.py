@@ -71,7 +71,7 @@ class Descent:
             else:
                 # rounding keeps some gaps from closing and some estimates from coming true: passes that gain
                 # nothing else end a problem too, where the other of the two says that it is near
-                near = (certified | ~torch.isfinite(bound) | (idle >= 3)) & estimated | certified & (idle >= 10)
+                near = (certified | ~torch.isfinite(bound) | (idle >= 5)) & estimated | certified & (idle >= 10)
             new = (near | (step < 1e-6) | (passes >= max_passes)) & ~ended
             if bool(new.any()):
                 place = groups[:, None], problems[None, :]

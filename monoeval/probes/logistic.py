@@ -45,7 +45,7 @@ def minimise(
 
     A problem ends where its duality gap, proven for the free intercept too (see `Objective._bound`), is at most
     `tolerance`·f, and its estimated distance to the optimum, half the quasi-Newton decrement, at most a small
-    share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), three steps in a row
+    share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), five steps in a row
     that gain nothing else end it too, few rows go on in float64, and `gap` says what is proven in the end. Losses
     that are not convex have no such bound (their gap is infinite): they start from the optimum of cross-entropy
     where no `x` is given, and end by the estimate. `converged` is false where none of it came true in

@@ -5,7 +5,7 @@ from copy import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from textbook import Textbook, clusters, topk_codes
 
@@ -190,6 +190,7 @@ def test_the_bound_is_the_dual_value_worked_out_by_hand(kind, loss, missing):
         assert exact <= best + 1e-9
 
 
+@example(421, -2.73046875, 0.0, "sparse", True, 0.0)
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10**6),
