@@ -71,6 +71,8 @@ class Row(Spec):
     rows: int = 0
     accuracy: float | None = None
     log_loss: float | None = None
+    measures: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """What else was measured on these rows, by name and without unit: shares in [0, 1] unless said otherwise."""
 
     l2: float | None = None
     l2_at_edge: bool = False
