@@ -1,0 +1,229 @@
+"""Finetuning of a backbone with a linear classifier on labels that may be noisy or few."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monoeval.backbones.sources import Network
+from monoeval.data.images import Ints
+from monoeval.data.splits import folds
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.keys import draw_seed
+from monoeval.training.augment import Augmentation
+from monoeval.training.contrastive import rep_relu
+from monoeval.training.lora import activity, insert
+from monoeval.training.pretrain import warm_cosine
+from monoeval.training.settings import FinetuneSpec
+
+WARM_UP = 0.1
+HELD_OUT_FOLDS = 5
+"""One of so many stratified parts chooses the learning rate where no validation rows are given."""
+SCORED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of the training images and their labels, as a trial has them."""
+
+    rows: Ints  # [n]
+    labels: Ints  # [n]
+    validation_rows: Ints | None = None
+    validation_labels: Ints | None = None
+    groups: Ints | None = None  # [n]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a training went."""
+
+    learning_rate: float
+    at_edge: bool
+    """The chosen rate is the least or the largest of several."""
+    loss: float
+    """Mean training loss of the last epoch."""
+    active: float | None
+    """Share of low-rank latents that are not zero on training images; None where there are none."""
+
+
+class Classifier(nn.Module):
+    """Features, their positive parts where `non_negative`, one scale, and a linear layer from zero."""
+
+    def __init__(self, network: Network, width: int, n_classes: int, non_negative: bool) -> None:
+        super().__init__()
+        self.backbone, self.read, self.non_negative = network.module, network.features, non_negative
+        self.head = nn.Linear(width, n_classes)
+        self.register_buffer("scale", torch.ones(()))
+        self.scale: Tensor
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear layer sees, before the scale."""
+        found = self.read(images)
+        return rep_relu(found) if self.non_negative else found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of normalised images [B, 3, S, S]."""
+        logits: Tensor = self.head(self.features(images) / self.scale)
+        return logits
+
+
+class Finetuner:
+    """Trains one network again and again, each time from the weights it was given with."""
+
+    def __init__(
+        self,
+        network: Network,
+        spec: FinetuneSpec,
+        pixels: Tensor,
+        n_classes: int,
+        *,
+        name: str,
+        device: torch.device,
+        bfloat16: bool = False,
+    ) -> None:
+        """`pixels` are the training images, uint8 [N, 3, S, S]; `name` is what errors call the network.
+
+        Raises UsageError where `spec` asks for low-rank changes and the network has no linear layers.
+        """
+        self.spec, self.pixels, self.device = spec, pixels.to(device), device
+        module = network.module
+        self.layers = [] if spec.adapt == "full" else insert(module, spec.rank, spec.adapt, name)
+        module.requires_grad_(spec.adapt == "full")
+        for layer in self.layers:
+            layer.down.requires_grad_()
+            layer.up.requires_grad_()
+        self.frozen = [m for m in (getattr(module, "projector", None),) if isinstance(m, nn.Module)]
+        for part in self.frozen:
+            part.requires_grad_(False)
+        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in _moments(network))
+        self.mean, self.std = mean, std
+        module.to(device).eval()
+        with torch.no_grad():
+            width = network.features(self._normal(self.pixels[:2].float() / 255)).shape[1]
+        self.model = Classifier(network, width, n_classes, spec.objective == "nce").to(device)
+        self.start = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.autocast: Callable[[], AbstractContextManager[object]] = (
+            (lambda: torch.autocast(device.type, torch.bfloat16)) if bfloat16 else nullcontext
+        )
+
+    def fit(self, task: Task, *, seed: int) -> Choice:
+        """Train on `task`, at the rate that its validation rows choose; afterwards `logits` are of this training.
+
+        The same task and seed give the same weights on the same machine, whatever was trained before. Raises
+        MonoevalError where the loss is not finite.
+        """
+        rates = self.spec.learning_rates
+        chosen = rates[0]
+        if len(rates) > 1:
+            kept, held = self._held_out(task)
+            losses = []
+            for rate in rates:
+                self._train(kept, rate, seed)
+                logits = self.logits(self.pixels[torch.from_numpy(held.rows)])
+                losses.append(float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels))))
+            chosen = rates[int(np.argmin(losses))]
+        loss = self._train(task, chosen, seed)
+        seen = self._normal(self.pixels[torch.from_numpy(task.rows[:SCORED_AT_ONCE])].float() / 255)
+        return Choice(
+            learning_rate=chosen,
+            at_edge=len(rates) > 1 and chosen in (min(rates), max(rates)),
+            loss=loss,
+            active=activity(self.layers, self.model, seen) if self.layers else None,
+        )
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """float32 [n, C] on the CPU, of uint8 [n, 3, S, S] or of normalised float32 of that shape."""
+        parts = []
+        for batch in torch.split(pixels, SCORED_AT_ONCE):
+            moved = batch.to(self.device)
+            images = self._normal(moved.float() / 255) if moved.dtype == torch.uint8 else moved
+            with self.autocast():
+                parts.append(self.model(images).float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.head.out_features)
+
+    def _train(self, task: Task, rate: float, seed: int) -> float:
+        """Train from the start; the mean loss of the last epoch."""
+        spec, model = self.spec, self.model
+        model.load_state_dict(self.start)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed("finetune", "weights", seed))
+            for layer in self.layers:
+                layer.draw()
+        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.head.bias)
+        rows = torch.from_numpy(task.rows).to(self.device)
+        labels = torch.from_numpy(task.labels).to(self.device)
+        model.scale.copy_(self._feature_scale(rows))
+        inner = [p for p in model.backbone.parameters() if p.requires_grad]
+        parameters = [
+            {"params": inner, "lr": rate},
+            {"params": list(model.head.parameters()), "lr": rate * spec.head_factor},
+        ]
+        optimiser = torch.optim.AdamW(parameters, weight_decay=spec.weight_decay)
+        batch = min(spec.batch_size, len(rows))
+        steps = spec.epochs * -(-len(rows) // batch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warm_cosine(step, steps, WARM_UP))
+        augment = Augmentation(crop=spec.crop, rotation=0.0, jitter=0.0, flip=spec.flip)
+        order = torch.Generator().manual_seed(draw_seed("finetune", "order", seed))
+        views = torch.Generator().manual_seed(draw_seed("finetune", "views", seed))
+        if spec.adapt == "full":  # else the statistics of its norms stay those of pretraining too
+            model.train()
+            for part in self.frozen:
+                part.eval()
+        losses: list[float] = []
+        step = 0
+        for _ in range(spec.epochs):
+            losses = []
+            for picked in torch.split(torch.randperm(len(rows), generator=order).to(self.device), batch):
+                step += 1
+                if len(picked) > 1 or len(rows) == 1:  # batch norm knows nothing of a single image
+                    seen = self.pixels[rows[picked]]
+                    images = seen.float() / 255 if spec.crop == 1 and not spec.flip else augment(seen, views)
+                    with self.autocast():
+                        loss = F.cross_entropy(model(self._normal(images)).float(), labels[picked])
+                    losses.append(loss.item())
+                    if not math.isfinite(losses[-1]):
+                        raise MonoevalError(
+                            f"The {spec.objective} loss of finetuning became {losses[-1]} at step {step} of "
+                            f"{steps}: give lower learning_rates than {rate:g}."
+                        )
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
+                schedule.step()
+        model.eval()
+        return float(np.mean(losses))
+
+    @torch.no_grad()
+    def _feature_scale(self, rows: Tensor) -> Tensor:
+        """The root-mean-square norm of the centred features of some training rows, as codes are scaled by."""
+        picked = rows[:: max(1, len(rows) // SCORED_AT_ONCE)]
+        features = self.model.features(self._normal(self.pixels[picked].float() / 255)).float()
+        scale = (features - features.mean(0)).square().sum(1).mean().sqrt()
+        return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+    def _held_out(self, task: Task) -> tuple[Task, Task]:
+        """What is trained on and what is scored while the rate is chosen."""
+        if task.validation_rows is not None:
+            assert task.validation_labels is not None
+            return task, Task(task.validation_rows, task.validation_labels)
+        if len(task.rows) < HELD_OUT_FOLDS:
+            raise UsageError(
+                f"{len(task.rows)} training rows are too few to choose a learning rate on: give learning_rates "
+                "one value."
+            )
+        held = folds(task.labels, HELD_OUT_FOLDS, task.groups, 0) == 0
+        return Task(task.rows[~held], task.labels[~held]), Task(task.rows[held], task.labels[held])
+
+    def _normal(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def _moments(network: Network) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return network.preprocess.mean, network.preprocess.std

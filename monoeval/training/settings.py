@@ -1,0 +1,35 @@
+"""How a network is finetuned, checked without torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from monoeval.spec import Spec
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class FinetuneSpec(Spec):
+    """One training a trial: the backbone, or low-rank changes to it, together with a linear classifier.
+
+    `ce` is cross-entropy of a classifier on the features as they are, `nce` of one on their positive parts
+    (non-negative cross-entropy: Zhang et al. 2025, arXiv 2410.21331).
+    """
+
+    objective: Literal["ce", "nce"] = "ce"
+    adapt: Literal["full", "lora", "monolora"] = "full"
+    """What is trained beside the classifier: all weights but a projector's, low-rank changes to the linear layers
+    (LoRA: Hu et al. 2021, arXiv 2106.09685), or such changes with a ReLU between their two factors."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-4, 3e-4, 1e-3)
+    """Of AdamW; where there are several, the one of least validation log-loss, chosen anew for every trial."""
+    head_factor: Rate = 10.0
+    """How much faster the classifier learns, which starts from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Latents between the two factors of a low-rank change."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """The smallest share of an image's area that a training view keeps; 1 trains on the images as they are."""
+    flip: bool = False
+    """Mirror half of the training views; wrong for digits and letters."""

@@ -1,0 +1,179 @@
+"""Finetuning: what is trained, what stays, and how the learning rate is chosen."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from monoeval.backbones.preprocess import Preprocess
+from monoeval.backbones.resolve import resolve
+from monoeval.backbones.sources import Network, build
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.training.finetune import Classifier, Finetuner, Task
+from monoeval.training.lora import SCALE, LowRank, activity, insert
+from monoeval.training.networks import build as tiny
+from monoeval.training.settings import FinetuneSpec
+
+CPU = torch.device("cpu")
+PLAIN = Preprocess(image_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def bright_and_dark(n: int = 60) -> tuple[Tensor, np.ndarray]:
+    """Images uint8 [n, 3, 16, 16] of two classes that differ in brightness."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 2
+    pixels = rng.integers(0, 128, (n, 3, 16, 16)) + 127 * labels[:, None, None, None]
+    return torch.from_numpy(pixels.astype(np.uint8)), labels
+
+
+def tiny_network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    module = tiny("tiny", 8, 16)
+    return Network(module, module, PLAIN)
+
+
+def vit() -> Network:
+    spec = BackboneSpec(model="test_vit", weights="random", image_size=32)
+    return build(resolve(spec), spec, 0)
+
+
+def finetuner(network: Network, n_classes: int = 2, **fields: object) -> tuple[Finetuner, Task]:
+    pixels, labels = bright_and_dark()
+    spec = FinetuneSpec.model_validate({"epochs": 4, "learning_rates": [1e-3], "batch_size": 16, **fields})
+    made = Finetuner(network, spec, pixels, n_classes, name="the network", device=CPU)
+    return made, Task(np.arange(40), labels[:40])
+
+
+def test_low_rank_changes_add_the_product_of_their_factors() -> None:
+    torch.manual_seed(0)
+    frozen, x = nn.Linear(5, 3), torch.randn(4, 5)
+    layer = LowRank(frozen, 2, non_negative=False)
+    assert torch.equal(layer(x), frozen(x))  # nothing is changed before training
+    with torch.no_grad():
+        layer.up.normal_()
+    merged = frozen.weight + SCALE * layer.up @ layer.down
+    torch.testing.assert_close(layer(x), x @ merged.T + frozen.bias)
+
+
+def test_a_monosemantic_change_by_hand() -> None:
+    frozen = nn.Linear(2, 1, bias=False)
+    layer = LowRank(frozen, 2, non_negative=True)
+    with torch.no_grad():
+        frozen.weight.copy_(torch.tensor([[1.0, 1.0]]))
+        layer.down.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        layer.up.copy_(torch.tensor([[10.0, 100.0]]))
+    # latents of (3, 4): (3, -4) → (3, 0); 3 + 4 + 2 · 10 · 3
+    assert layer(torch.tensor([[3.0, 4.0]])).item() == 67
+    # latents of (-3, -4): (-3, 4) → (0, 4); -3 - 4 + 2 · 100 · 4
+    assert layer(torch.tensor([[-3.0, -4.0]])).item() == 793
+    assert activity([layer], layer, torch.tensor([[3.0, 4.0], [-1.0, 1.0]])) == 0.25
+
+
+def test_gradients_reach_the_factors_and_not_the_layer() -> None:
+    layer = LowRank(nn.Linear(3, 2), 4, non_negative=True)
+    model = nn.Sequential(nn.Linear(3, 3), layer)
+    made = insert(model, 4, "monolora", "it")
+    assert len(made) == 1  # the low-rank layer that was there is left alone
+    with torch.no_grad():
+        made[0].up.normal_()
+    model(torch.randn(6, 3)).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert made[0].frozen.weight.grad is None
+    assert made[0].down.grad is not None
+    assert made[0].down.grad.abs().sum() > 0
+
+
+def test_attention_of_torch_stays_as_it_is() -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert len(insert(block, 2, "lora", "it")) == 2  # both layers of the MLP
+    block.train()
+    assert block(torch.randn(2, 3, 8)).shape == (2, 3, 8)
+
+
+def test_a_network_without_linear_layers_cannot_take_low_rank_changes() -> None:
+    network = tiny_network()
+    with pytest.raises(UsageError, match="the network has no linear layers for lora to change"):
+        finetuner(network, adapt="lora")
+
+
+@pytest.mark.parametrize("adapt", ["lora", "monolora"])
+def test_low_rank_finetuning_changes_nothing_else_and_learns(adapt: str) -> None:
+    network = vit()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    pixels, labels = bright_and_dark()
+    pixels = torch.nn.functional.interpolate(pixels.float(), 32).to(torch.uint8)
+    spec = FinetuneSpec(adapt=adapt, epochs=4, learning_rates=(3e-3,), batch_size=16, crop=1)
+    made = Finetuner(network, spec, pixels, 2, name="the network", device=CPU)
+    choice = made.fit(Task(np.arange(40), labels[:40]), seed=0)
+    after = network.module.state_dict()
+    for name, value in before.items():
+        parts = name.rpartition(".")
+        kept = after.get(name, after.get(f"{parts[0]}.frozen.{parts[2]}"))
+        assert kept is not None
+        assert torch.equal(kept, value), name
+    accuracy = (made.logits(pixels[40:]).argmax(1).numpy() == labels[40:]).mean()
+    assert accuracy >= 0.9
+    assert choice.active is not None
+    assert choice.active < 0.9 if adapt == "monolora" else choice.active > 0.99
+
+
+def test_the_projector_stays_frozen_and_the_backbone_moves() -> None:
+    network = tiny_network()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    made, task = finetuner(network)
+    made.fit(task, seed=0)
+    changed = {n for n, v in network.module.state_dict().items() if not torch.equal(v, before[n])}
+    assert any(name.startswith("convolutions") for name in changed)
+    assert not any(name.startswith("projector") for name in changed)
+
+
+def test_non_negative_cross_entropy_sees_positive_parts_alone() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        module[1].weight.copy_(torch.eye(2))
+    made = Classifier(Network(module, module, PLAIN), 2, 2, non_negative=True)
+    x = torch.tensor([[1.0, -2.0]]).view(1, 2, 1, 1)
+    assert made.features(x).tolist() == [[1.0, 0.0]]
+    made(x)[0, 0].backward()
+    assert made.head.weight.grad is not None
+    assert made.head.weight.grad.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_training_depends_on_its_task_and_seed_alone() -> None:
+    made, task = finetuner(tiny_network())
+    made.fit(task, seed=1)
+    first = made.logits(made.pixels)
+    made.fit(Task(task.rows[:20], 1 - task.labels[:20]), seed=2)
+    assert not torch.equal(made.logits(made.pixels), first)
+    made.fit(task, seed=1)
+    assert torch.equal(made.logits(made.pixels), first)
+
+
+@pytest.mark.parametrize("objective", ["ce", "nce"])
+def test_finetuning_learns(objective: str) -> None:
+    made, task = finetuner(tiny_network(), objective=objective, learning_rates=[3e-3], epochs=8)
+    made.fit(task, seed=0)
+    _, labels = bright_and_dark()
+    assert (made.logits(made.pixels[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
+
+
+def test_the_rate_of_least_validation_loss_is_chosen() -> None:
+    rates = (1e-7, 1e-3)
+    pixels, labels = bright_and_dark()
+    losses = []
+    for rate in rates:
+        made, task = finetuner(tiny_network(), learning_rates=[rate])
+        made.fit(task, seed=0)
+        logits = made.logits(pixels[40:])
+        losses.append(float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[40:]))))
+    made, task = finetuner(tiny_network(), learning_rates=list(rates))
+    choice = made.fit(Task(task.rows, task.labels, np.arange(40, 60), labels[40:]), seed=0)
+    assert choice.learning_rate == rates[int(np.argmin(losses))]
+    assert choice.at_edge
+    assert made.fit(task, seed=0).learning_rate in rates  # a held-out fifth where none are given
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
+    made, task = finetuner(tiny_network(), learning_rates=[1e30], epochs=3)
+    with pytest.raises(MonoevalError, match=r"loss of finetuning became .* give lower learning_rates than 1e\+30"):
+        made.fit(task, seed=0)
