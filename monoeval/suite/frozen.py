@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import lru_cache
 
 import numpy as np
@@ -23,8 +23,7 @@ from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, choose_device, load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Ints, Transform
-from monoeval.data.label_noise import label_signal, realised
-from monoeval.data.transforms import corruption_table, views
+from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
 from monoeval.metrics.dictionary import coherence, stability
@@ -34,35 +33,26 @@ from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.metrics.separation import scatter_ratio
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
-from monoeval.probes.problem import Choice, Probes, Problem
+from monoeval.probes.problem import Probes, Problem
 from monoeval.probes.spec import Paper
 from monoeval.scenarios.trial import TestSet, Trial
-from monoeval.suite.ledger import Predictions, Row
+from monoeval.suite.ledger import Predictions
 from monoeval.suite.plan import (
     Group,
     backbone_identity,
-    described,
     fitted_rows,
     load,
     scored_classes,
     test_images,
     tested_rows,
 )
+from monoeval.suite.score import Score, joined, predicted, row_of, scored
 from monoeval.training.pretrain import pretrain
 
 log = logging.getLogger("monoeval")
 
 UNMEASURED = (MonoevalError, TypeError)
 """What measures raise of codes that are not finite, and torch of sums in float64 where a device (MPS) has none."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A row of the ledger with what its sidecars need."""
-
-    row: Row
-    trial: Trial
-    predictions: Predictions | None
 
 
 def score(group: Group, device: str) -> list[Score]:
@@ -110,9 +100,9 @@ def score(group: Group, device: str) -> list[Score]:
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
         outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
-            row = _row(group, position, backbone, probes.choices[probe], report)
+            row = row_of(group, position, backbone, probes.choices[probe], report)
             row = row.model_copy(update={"drift": moved})
-            done[position] = _scored(row, group.trials[position], predictions, broken, labels)
+            done[position] = scored(row, group.trials[position], predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
         Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
@@ -231,11 +221,11 @@ def _problem(trial: Trial) -> Problem:
 
 
 def _predict(
-    codes: Codes, rows: Ints, labels: Ints, probes: Probes, members: Sequence[int], scored: Ints
+    codes: Codes, rows: Ints, labels: Ints, probes: Probes, members: Sequence[int], classes: Ints
 ) -> list[tuple[Predictions, int]]:
     """The predictions [n] of some of the probes, and how many rows have scores that are not numbers.
 
-    Only the classes `scored` can be predicted. Logits are dropped chunk by chunk: those of all probes for all rows
+    Only `classes` can be predicted. Logits are dropped chunk by chunk: those of all probes for all rows
     would be the largest thing in memory.
     """
     parts: list[list[RowScores]] = [[] for _ in members]
@@ -245,60 +235,9 @@ def _predict(
         logits_npc = probes.logits(chunk, members).cpu().numpy()
         true = labels[at : at + len(logits_npc)]
         at += len(true)
-        others = np.setdiff1d(np.arange(logits_npc.shape[2]), scored)
         for p in range(len(members)):
-            logits_nc = logits_npc[:, p]
-            logits_nc[:, others] = -np.inf
-            bad = np.isnan(logits_nc).any(axis=1)
-            broken[p] += int(bad.sum())
-            parts[p].append(row_scores(np.where(bad[:, None], 0, logits_nc), true))
+            made, bad = predicted(logits_npc[:, p], true, classes)
+            broken[p] += bad
+            parts[p].append(made)
     empty = [row_scores(np.empty((0, 2)), labels[:0])]
-    return [(_joined(some or empty), bad) for some, bad in zip(parts, broken, strict=True)]
-
-
-def _joined(parts: list[RowScores]) -> Predictions:
-    return Predictions(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(RowScores)})
-
-
-def _row(group: Group, position: int, backbone: Backbone, probe: Choice, report: dict[str, float]) -> Row:
-    trial = group.trials[position]
-    train = load(trial.data).train
-    noise, rate = trial.fit.labels, None
-    if noise is not None:
-        rows, labels, _ = fitted_rows(trial.fit, load(trial.data))
-        rate = realised(train.labels[rows], labels[rows], len(train.class_names))[0]
-    return Row(
-        **described(group, position),
-        model=backbone.name,
-        precision=backbone.precision,
-        protocol=_protocol(trial, backbone.preprocess.image_size),
-        label_signal=label_signal(noise.rate if noise else 0.0, len(train.class_names))
-        if trial.scenario == "label-noise"
-        else None,
-        realised_rate=rate,
-        l2=probe.l2,
-        l2_at_edge=probe.at_edge,
-        converged=probe.converged,
-        probe=dict(probe.measures),
-        adapter=report,
-    )
-
-
-def _protocol(trial: Trial, size: int) -> str:
-    if trial.scenario != "corruption":
-        return trial.protocol
-    return trial.protocol.replace("/onthefly/", f"/{corruption_table(size)}.onthefly/") + f"/{size}"
-
-
-def _scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels: Ints) -> Score:
-    if not len(labels):
-        return Score(row.model_copy(update={"status": "empty", "error": "no test row was scored"}), trial, None)
-    if broken:
-        error = f"{broken} of {len(labels)} test rows have scores that are not numbers"
-        return Score(row.model_copy(update={"status": "nan", "error": error}), trial, None)
-    outcome = {
-        "rows": len(labels),
-        "accuracy": float((predictions.prediction == labels).mean()),
-        "log_loss": float(predictions.log_loss.mean(dtype=np.float64)),
-    }
-    return Score(row.model_copy(update=outcome), trial, predictions)
+    return [(joined(some or empty), bad) for some, bad in zip(parts, broken, strict=True)]
