@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monoeval.errors import MonoevalError
+from monoeval.metrics.calibration import tempered
 
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -19,6 +20,7 @@ class RowScores:
     log_loss: NDArray[np.float32]  # nats; infinite where the true class cannot be predicted
     max_softmax: NDArray[np.float32]
     energy: NDArray[np.float32]  # -logsumexp of the logits: low where the classifier is sure (Liu et al. 2020)
+    tempered: NDArray[np.float32]  # [n, G] for `metrics.calibration`; in memory only
 
 
 def row_scores(logits_nc: Logits, labels_n: Labels) -> RowScores:
@@ -29,7 +31,7 @@ def row_scores(logits_nc: Logits, labels_n: Labels) -> RowScores:
     logits = np.asarray(logits_nc, dtype=np.float64)
     if len(logits) == 0:
         empty = np.empty(0, dtype=np.float32)
-        return RowScores(np.empty(0, dtype=np.int32), empty, empty, empty)
+        return RowScores(np.empty(0, dtype=np.int32), empty, empty, empty, tempered(logits))
     top = logits.max(1)
     broken = int((~np.isfinite(top)).sum())
     if broken:
@@ -43,6 +45,7 @@ def row_scores(logits_nc: Logits, labels_n: Labels) -> RowScores:
         log_loss=(log_sum - shifted[np.arange(len(logits)), labels_n]).astype(np.float32),
         max_softmax=np.exp(-log_sum).astype(np.float32),
         energy=-(log_sum + top).astype(np.float32),
+        tempered=tempered(logits),
     )
 
 

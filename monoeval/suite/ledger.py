@@ -96,6 +96,8 @@ class Predictions:
     log_loss: NDArray[np.float32]
     max_softmax: NDArray[np.float32]
     energy: NDArray[np.float32]
+    tempered: NDArray[np.float32] | None = None
+    """[n, G] for `metrics.calibration`; in memory only."""
 
 
 class Ledger:
@@ -164,7 +166,7 @@ class Ledger:
 
     def add_predictions(self, row: Row, predictions: Predictions) -> None:
         """Write the per-row outcome of a score; its line in the ledger comes after."""
-        columns = {name: pa.array(values) for name, values in vars(predictions).items()}
+        columns = {name: pa.array(values) for name, values in vars(predictions).items() if name != "tempered"}
         table = pa.table({"row": pa.array(np.arange(len(predictions.prediction), dtype=np.int32)), **columns})
         with atomic(self.folder / str(row.predictions)) as temporary:
             pq.write_table(table, temporary)

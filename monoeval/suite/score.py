@@ -1,6 +1,7 @@
 """What every learner gives: rows of the ledger with the predictions they summarise."""
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +10,13 @@ from monoeval.backbones.load import Backbone
 from monoeval.data.images import Ints
 from monoeval.data.label_noise import label_signal, realised
 from monoeval.data.transforms import corruption_table
+from monoeval.keys import draw_seed
+from monoeval.metrics.calibration import calibration
 from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.problem import Choice
-from monoeval.scenarios.trial import Trial
+from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
-from monoeval.suite.plan import Group, described, fitted_rows, load
+from monoeval.suite.plan import Group, described, fitted_rows, load, test_images, tested_rows
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,22 @@ def scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels
     if broken:
         error = f"{broken} of {len(labels)} test rows have scores that are not numbers"
         return Score(row.model_copy(update={"status": "nan", "error": error}), trial, None)
-    outcome = {
+    correct = predictions.prediction == labels
+    outcome: dict[str, object] = {
         "rows": len(labels),
-        "accuracy": float((predictions.prediction == labels).mean()),
+        "accuracy": float(correct.mean()),
         "log_loss": float(predictions.log_loss.mean(dtype=np.float64)),
     }
+    if predictions.tempered is not None:
+        fold = _halves(trial.test.model_copy(update={"transform": None}).model_dump_json())[tested_rows(trial)[0]]
+        outcome["measures"] = row.measures | calibration(
+            predictions.log_loss, predictions.max_softmax, correct, predictions.tempered, fold
+        )
     return Score(row.model_copy(update=outcome), trial, predictions)
+
+
+@lru_cache(maxsize=16)
+def _halves(test_json: str) -> NDArray[np.bool_]:
+    """Which half [N] of a test set's images each is in when a temperature is cross-fitted: by its id alone."""
+    ids = test_images(TestSet.model_validate_json(test_json)).ids
+    return np.array([draw_seed("temperature", str(i)) % 2 == 0 for i in ids], dtype=np.bool_)
