@@ -30,6 +30,7 @@ class Batch:
     clusters: list[Ints | None]  # [n] which rows belong together, where a problem has groups
     rows: Rows
     labels: Tensor  # [G, P, n] int64
+    judged_by: Tensor  # [G, P, n] int64, labels that left out rows are scored on
     weights: Tensor  # [G, P, n] float32 of the fit that is kept; 0 for rows that are not fitted
     fold: Tensor  # [G, P, n] the fit that leaves a row out and is scored on it; `n_fits`: none does; -1: unused
     n_fits: int
@@ -41,6 +42,12 @@ class Batch:
     def by_group(self, values: Tensor) -> Tensor:
         """Values [G·P, ...] as [G, P, ...]."""
         return values.view(*self.shape, *values.shape[1:])
+
+    def fold_labels(self) -> Tensor:
+        """Labels [G, P·F, n] of the fits that leave one fold out: what they are fitted on, and judged by."""
+        fits = torch.arange(self.n_fits, device=self.fold.device)[:, None]
+        left_out = self.fold[:, :, None] == fits
+        return torch.where(left_out, self.judged_by[:, :, None], self.labels[:, :, None]).flatten(1, 2)
 
     def fold_weights(self) -> Tensor:
         """Weights [G, P·F, n] of the fits that leave one fold out."""
@@ -113,6 +120,7 @@ def _batch(
     members = [i for group in groups for i in group]
     shape = (len(groups), len(groups[0]), max(map(len, places)))
     labels, fold = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    judged_by = np.zeros(shape, dtype=np.int64)
     weights = np.zeros(shape, dtype=np.float32)
     clusters: list[Ints | None] = []
     for k, i in enumerate(members):
@@ -120,6 +128,7 @@ def _batch(
         given = problem.validation_rows
         at_rows = problem.rows if whole else np.arange(len(problem.rows))
         labels[at][at_rows] = problem.labels
+        judged_by[at][at_rows] = problem.labels if problem.selection_labels is None else problem.selection_labels
         weights[at][at_rows] = _balance(problem.labels) if balanced else 1.0
         fold[at][at_rows] = n_fits if given is not None else _folds(problem, n_fits)
         cluster = None
@@ -127,12 +136,14 @@ def _batch(
             assert problem.validation_labels is not None
             held = slice(len(problem.rows), len(problem.rows) + len(given))
             labels[at][held], fold[at][held] = problem.validation_labels, 0
+            judged_by[at][held] = problem.validation_labels
         elif problem.groups is not None:
             cluster = np.zeros(shape[2], dtype=np.int64)
             cluster[at_rows] = problem.groups
         clusters.append(cluster)
-    labels_gpn, weights_gpn, fold_gpn = (torch.from_numpy(v).to(rows.device) for v in (labels, weights, fold))
-    return Batch(members, clusters, rows, labels_gpn, weights_gpn, fold_gpn, n_fits)
+    arrays = (labels, judged_by, weights, fold)
+    labels_gpn, judged_gpn, weights_gpn, fold_gpn = (torch.from_numpy(v).to(rows.device) for v in arrays)
+    return Batch(members, clusters, rows, labels_gpn, judged_gpn, weights_gpn, fold_gpn, n_fits)
 
 
 def _balance(labels: Ints) -> NDArray[np.float64]:

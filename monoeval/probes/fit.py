@@ -63,6 +63,8 @@ def _check(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int) ->
         if len(problem.rows) == 0:
             raise UsageError("A probe was asked for without a single training row: raise --limit or the shots.")
         _check_labels(problem.rows, problem.labels, len(codes), n_classes, "training")
+        if problem.selection_labels is not None:
+            _check_labels(problem.rows, problem.selection_labels, len(codes), n_classes, "training")
         if len(np.unique(problem.labels)) < 2:
             raise UsageError(
                 f"All {len(problem.rows)} training rows of a probe are of class {problem.labels[0]}, and a probe "

@@ -36,6 +36,7 @@ class SharedRows:
     pool: Ints  # [n + v] training rows, then validation rows where they are given
     n: int
     labels: list[Tensor]  # [n + v] int64 of each problem
+    judged_by: list[Tensor]  # [n + v] int64, labels that left out rows are scored on
     groups: Ints | None  # [n]
 
     @property
@@ -64,9 +65,9 @@ class SharedRows:
             yield list(range(start, min(start + size, len(self.members))))
 
     def labels_of(self, positions: Ints, problems: Sequence[int]) -> Tensor:
-        """Labels int64 [v, p] of some problems."""
+        """Labels int64 [v, p] that some problems are judged by."""
         index = torch.from_numpy(positions).to(self.labels[0].device)
-        return torch.stack([self.labels[p][index] for p in problems], 1)
+        return torch.stack([self.judged_by[p][index] for p in problems], 1)
 
 
 def shared_rows(problems: Sequence[Problem], device: torch.device) -> list[SharedRows]:
@@ -81,12 +82,19 @@ def shared_rows(problems: Sequence[Problem], device: torch.device) -> list[Share
 
 def _shared(problems: Sequence[Problem], members: list[int], device: torch.device) -> SharedRows:
     first = problems[members[0]]
-    labels = []
+    labels, judged_by = [], []
     for problem in (problems[i] for i in members):
         held = problem.labels[:0] if problem.validation_labels is None else problem.validation_labels
         labels.append(torch.from_numpy(np.concatenate([problem.labels, held]).astype(np.int64)).to(device))
+        other = problem.selection_labels
+        judged_by.append(
+            labels[-1]
+            if other is None
+            else torch.from_numpy(np.concatenate([other, held]).astype(np.int64)).to(device)
+        )
     held_rows = first.rows[:0] if first.validation_rows is None else first.validation_rows
-    return SharedRows(members, np.concatenate([first.rows, held_rows]), len(first.rows), labels, first.groups)
+    pool = np.concatenate([first.rows, held_rows])
+    return SharedRows(members, pool, len(first.rows), labels, judged_by, first.groups)
 
 
 def at_most_judged(positions: Ints) -> Ints:

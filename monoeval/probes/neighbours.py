@@ -51,8 +51,8 @@ def fit_neighbours(codes: TrainingCodes, problems: Sequence[Problem], n_classes:
             found = reference.search(
                 queries, ks[-1], own, None if own is None else own[torch.from_numpy(scored).to(codes.device)]
             )
-            for i, labels in zip(shared.members, shared.labels, strict=True):
-                losses = _mean_losses(found, labels, scored, ks, own, shared.n, spec.temperature)
+            for i, labels, judged_by in zip(shared.members, shared.labels, shared.judged_by, strict=True):
+                losses = _mean_losses(found, labels, judged_by, scored, ks, own, shared.n, spec.temperature)
                 best = min(range(len(ks)), key=losses.__getitem__)  # the first where no row could be judged
                 voters[i] = _Voters.of(reference, labels[: shared.n], n_classes, ks[best])
                 measures = {"neighbours": float(ks[best]), "temperature": spec.temperature}
@@ -207,6 +207,7 @@ def _scored(shared: SharedRows, device: torch.device) -> tuple[Tensor | None, In
 def _mean_losses(
     found: tuple[Tensor, Tensor],
     labels: Tensor,
+    judged_by: Tensor,
     scored: Ints,
     ks: Sequence[int],
     own_n: Tensor | None,
@@ -216,13 +217,15 @@ def _mean_losses(
     """The mean log-loss of each k over scored rows whose class some other row has; NaN where there is none."""
     cosines_vk, nearest_vk = found
     index = torch.from_numpy(scored).to(labels.device)
-    mine, label_v = labels[:n], labels[index]
-    n_classes = int(labels.max()) + 1
+    mine, label_v = labels[:n], judged_by[index]
+    n_classes = int(max(labels.max(), judged_by.max())) + 1
     others_v, alike_v = torch.full_like(label_v, n), torch.bincount(mine, minlength=n_classes)[label_v]
     if own_n is not None:
-        kinds, kind_n = torch.unique(own_n * n_classes + mine, return_inverse=True)
+        kinds, counts = torch.unique(own_n * n_classes + mine, return_counts=True)
+        wanted_v = own_n[index] * n_classes + label_v
+        place_v = torch.searchsorted(kinds, wanted_v).clamp(max=len(kinds) - 1)
         others_v = others_v - torch.bincount(own_n)[own_n[index]]
-        alike_v = alike_v - torch.bincount(kind_n, minlength=len(kinds))[kind_n[index]]
+        alike_v = alike_v - torch.where(kinds[place_v] == wanted_v, counts[place_v], 0)
     known = alike_v > 0
     share_v = (alike_v / others_v)[known]
     cosines_vk, nearest_vk = cosines_vk[known], nearest_vk[known]

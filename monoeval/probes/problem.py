@@ -21,6 +21,7 @@ class Problem:
     validation_rows: Ints | None = None  # None: cross-validate within `rows`
     validation_labels: Ints | None = None
     groups: Ints | None = None  # [n] rows that stay in one fold
+    selection_labels: Ints | None = None  # [n] by which rows that a fold left out are judged; None: `labels`
 
 
 @dataclass(frozen=True)

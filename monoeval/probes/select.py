@@ -41,7 +41,8 @@ def fit_selected(
     rows. A grid of one value is taken as it is, with a validation loss of NaN. The path ends early for a
     problem whose loss was worse than the best by more than a standard error at two values in a row. Validation
     rows of a class that the fold's training rows lack are left out, the same rows at every λ. Losses on validation
-    rows are those that are minimised: log-loss for the logistic probe.
+    rows are those that are minimised: log-loss for the logistic probe. `selection_labels` are what rows that a
+    fold left out are judged by; folds, and what is fitted, stay those of `labels`.
     """
     weights = torch.empty(len(problems), n_classes, codes.width, device=codes.device)
     intercept = torch.empty(len(problems), n_classes, device=codes.device)
@@ -155,8 +156,9 @@ class _Path:
         ones = torch.ones(
             batch.shape[0], batch.shape[1] * batch.n_fits, dtype=torch.float64, device=batch.rows.device
         )
-        labels = batch.labels.repeat_interleave(batch.n_fits, 1)
-        objective = Objective(batch.rows, labels, batch.fold_weights(), ones, self.n_classes, self.loss, True)
+        objective = Objective(
+            batch.rows, batch.fold_labels(), batch.fold_weights(), ones, self.n_classes, self.loss, True
+        )
         for l2 in self.grid:
             self._step(objective, l2, [t.rises < 2 for t in self.tunings])
         low, high = self.grid[-1], self.grid[0]
@@ -196,7 +198,7 @@ class _Path:
                     mine.index_copy_(along, fits, new)
         if not part.loss.convex:
             descent = minimise(part, descent.x, tolerance=PATH_TOLERANCE, rough=True)
-        labels, fold = batch.labels.index_select(along, index), batch.fold.index_select(along, index)
+        labels, fold = batch.judged_by.index_select(along, index), batch.fold.index_select(along, index)
         shape = (*labels.shape[:2], batch.n_fits)
         judge = fold.clamp(0, batch.n_fits - 1)[:, :, None]
         loss = descent.at.losses.view(*shape, -1).gather(2, judge)[:, :, 0]
