@@ -14,7 +14,7 @@ from monoeval.errors import unknown
 from monoeval.files import cache_dir, cannot_write
 from monoeval.keys import file_key
 
-KINDS = ("features", "adapters", "backbones", "pretrained", "arrow", "fingerprints")
+KINDS = ("features", "adapters", "backbones", "pretrained", "arrow", "labels", "fingerprints")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def _what(kind: str, paths: list[Path]) -> str:
         "features": "features, not finished",
         "backbones": "what is known of a backbone",
         "arrow": "a parquet file's images, unpacked",
+        "labels": "labels for instance noise, drawn from the images",
         "fingerprints": "checksums of a data folder's files",
     }.get(kind, "")
 

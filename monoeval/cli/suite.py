@@ -1,6 +1,6 @@
 """`monoeval suite`: run a recipe."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ def suite(
     latents: Annotated[
         bool, typer.Option("--latents", help="Also probe the most, least and random monosemantic latents alone.")
     ] = False,
+    select_on: Annotated[
+        Literal["noisy-val", "clean-val"] | None,
+        typer.Option(help="Labels that probes are tuned on under label noise; clean-val is an oracle."),
+    ] = None,
     seeds: o.Seeds = None,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -57,6 +61,7 @@ def suite(
         data=o.data_spec(data, image_column, label_column, split),
         target=DataSpec(name=target) if target else None,
         scenarios=o.split_commas(scenario),
+        select_on=select_on,
         seeds=seeds,
         latents=latents,
         limit=limit,

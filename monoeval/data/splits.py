@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monoeval.data.images import Ints
+from monoeval.data.label_noise import share_of
 from monoeval.errors import UsageError
 from monoeval.keys import draw_seed
 
@@ -45,10 +46,52 @@ def shots(
                 f"rows need {shots + validation}: add images, or ask for fewer shots in a recipe, for example "
                 "{name: few-shot, shots: [1, 2]}."
             )
-        rows = np.random.default_rng(draw_seed("shots", name, draw, repeat)).permutation(rows)
+        rows = _shuffled(rows, name, draw, repeat)
         train.append(rows[:shots])
         held.append(rows[len(rows) - validation :])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
+
+
+def share(labels: Ints, class_names: Sequence[str], share: float, draw: int, repeat: int = 0) -> Ints:
+    """Rows, sorted, of floor(share · n) rows of each class of n rows, at least one.
+
+    They are the first of the permutation that `shots` takes its rows from, so a smaller share is a subset of a
+    larger one of the same (draw, repeat). A class without rows stays without.
+    """
+    classes = ((name, np.flatnonzero(labels == label)) for label, name in enumerate(class_names))
+    taken = [_shuffled(rows, name, draw, repeat)[: max(1, share_of(share, len(rows)))] for name, rows in classes]
+    return np.sort(np.concatenate(taken))
+
+
+def long_tail(labels: Ints, class_names: Sequence[str], ratio: float, draw: int) -> Ints:
+    """Rows, sorted, of which class number c of K has floor(n_max · ratio^(−c / (K − 1))) (Cui et al. 2019).
+
+    The order of the classes is drawn. n_max is the largest number that all classes have the rows for: where they
+    are of equal size, that of a class, so the head keeps all rows and a larger ratio takes a subset of a smaller
+    one's; the total falls with the ratio. At ratio 1 all classes have as many rows as the smallest.
+    Raises UsageError where the last class would be left without a row.
+    """
+    sizes = np.bincount(labels, minlength=len(class_names))
+    order = sorted(range(len(class_names)), key=lambda c: draw_seed("long tail", class_names[c], draw))
+    profile = float(ratio) ** (-np.arange(len(order)) / max(1, len(order) - 1))
+    n_max = int((sizes[order] / profile).min() + 1e-9)
+    counts = np.floor(n_max * profile + 1e-9).astype(np.int64)
+    if not counts.all():
+        raise UsageError(
+            f"An imbalance of {ratio:g} leaves class {class_names[order[-1]]!r} without a training row, as the "
+            f"largest has {n_max}: add images, or ask for less in a recipe, for example "
+            f"{{name: imbalance, ratios: [{max(1, n_max):g}]}}."
+        )
+    taken = [
+        _shuffled(np.flatnonzero(labels == c), class_names[c], draw)[:count]
+        for c, count in zip(order, counts, strict=True)
+    ]
+    return np.sort(np.concatenate(taken))
+
+
+def _shuffled(rows: Ints, class_name: str, draw: int, repeat: int = 0) -> Ints:
+    """The rows of a class in the order in which they are taken."""
+    return np.random.default_rng(draw_seed("shots", class_name, draw, repeat)).permutation(rows)
 
 
 def folds(labels: Ints, n_folds: int, groups: Ints | None = None, seed: int = 0) -> NDArray[np.int64]:

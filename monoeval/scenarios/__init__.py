@@ -3,17 +3,19 @@
 from monoeval.scenarios.clean import Clean
 from monoeval.scenarios.corruption import Corruption
 from monoeval.scenarios.few_shot import FewShot
+from monoeval.scenarios.imbalance import Imbalance
 from monoeval.scenarios.input_noise import InputNoise
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import OutOfDomain
 
-AnyScenario = Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | OutOfDomain
+AnyScenario = Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | Imbalance | OutOfDomain
 SCENARIOS: dict[str, type[AnyScenario]] = {
     "clean": Clean,
     "label-noise": LabelNoiseScenario,
     "input-noise": InputNoise,
     "corruption": Corruption,
     "few-shot": FewShot,
+    "imbalance": Imbalance,
     "ood": OutOfDomain,
 }
 """Each is settings from the recipe with a `trials(data, seed)`: the trials of one seed.

@@ -1,39 +1,53 @@
-"""Few training rows a class."""
+"""Few training rows a class, or a share of them."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from monoeval.data.images import DataSpec
-from monoeval.scenarios.trial import Fit, Shots, TestSet, Trial
+from monoeval.scenarios.trial import Fit, Share, Shots, TestSet, Trial
 from monoeval.spec import Spec
 
 
 class FewShot(Spec):
     """k rows of each class, the L2 tuned on min(k, 4) further rows of each class, over several draws.
 
-    The probe is fitted on the k rows alone. Adapters and the scale of codes see the unlabelled training rows,
+    The probe is fitted on the k rows alone. A share of each class (`shares`) is fitted and tuned as all rows
+    would be, by cross-validation among them. Adapters and the scale of codes see the unlabelled training rows,
     the same for every arm; the protocol says so.
     """
 
     name: Literal["few-shot"] = "few-shot"
-    shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
-    repeats: Annotated[int, Field(ge=1)] = 5
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Of the training rows of each class, at least one row, for example [0.01, 0.05, 0.1, 0.2, 0.5]."""
+    repeats: Annotated[int, Field(ge=1)] = 10
     """Draws for each seed; averaged within the seed."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if not self.shots and not self.shares:
+            raise ValueError("few-shot needs at least 1 number of shots, or shares, for example shots: [1, 2, 4]")
+        return self
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:
         for repeat in range(self.repeats):
             for k in self.shots:
                 rows = Shots(shots=k, validation=min(k, 4), draw=seed, repeat=repeat)
-                yield Trial(
-                    scenario=self.name,
-                    protocol=f"few-shot/unlabelled-train@{k}",
-                    series="shots",
-                    level=k,
-                    data=data,
-                    fit=Fit(rows=rows),
-                    test=TestSet(data=data),
-                    draw=seed,
-                    repeat=repeat,
-                )
+                yield self._trial(data, "shots", k, rows)
+            for share in self.shares:
+                yield self._trial(data, "share", share, Share(share=share, draw=seed, repeat=repeat))
+
+    def _trial(self, data: DataSpec, series: str, level: float, rows: Shots | Share) -> Trial:
+        return Trial(
+            scenario=self.name,
+            protocol=f"few-shot/unlabelled-train{'/share' if series == 'share' else ''}@{level:g}",
+            series=series,
+            level=level,
+            data=data,
+            fit=Fit(rows=rows),
+            test=TestSet(data=data),
+            draw=rows.draw,
+            repeat=rows.repeat,
+        )

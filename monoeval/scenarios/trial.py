@@ -5,9 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from monoeval.data.images import DataSpec, Transform
+from monoeval.data.label_noise import NoiseKind
 from monoeval.spec import Spec
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+SelectOn = Literal["noisy-val", "clean-val"]
+"""Which labels of held-out rows a probe is tuned on; `clean-val` is an oracle, as no user has them."""
 
 
 class Shots(Spec):
@@ -19,18 +22,40 @@ class Shots(Spec):
     repeat: int = 0
 
 
-class LabelNoise(Spec):
-    """Replace exactly floor(rate · N) training labels."""
+class Share(Spec):
+    """Train on a share of each class; shares are nested in a draw."""
 
-    kind: Literal["symmetric"]
-    rate: Rate
+    share: Annotated[float, Field(gt=0, le=1)]
     draw: int
+    repeat: int = 0
+
+
+class LongTail(Spec):
+    """Train on class sizes that fall exponentially, the largest `ratio` times the smallest."""
+
+    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    draw: int
+
+
+class LabelNoise(Spec):
+    """Replace some training labels: see `data.label_noise`, `data.instance_noise` and `data.given_labels`."""
+
+    kind: NoiseKind
+    rate: Rate
+    """Of all rows; of the rows of each affected class for `asymmetric`; 0 for `human`, whose labels are given."""
+    draw: int
+    map: dict[str, str] | None = None
+    """Class → the class it is taken for, of `asymmetric`; None: the published ones."""
+    file: str | None = None
+    column: str | None = None
+    """Where the labels of `human` are."""
+    select_on: SelectOn = "noisy-val"
 
 
 class Fit(Spec):
     """What a probe is fitted on: trials with equal fits share one."""
 
-    rows: Shots | None = None
+    rows: Shots | Share | LongTail | None = None
     labels: LabelNoise | None = None
 
 

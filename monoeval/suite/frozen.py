@@ -210,10 +210,12 @@ def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes)
 
 def _problem(trial: Trial) -> Problem:
     train = load(trial.data).train
-    rows, labels, validation = fitted_rows(trial.fit, load(trial.data))
+    rows, labels, validation = fitted_rows(trial)
+    noise = trial.fit.labels
     return Problem(
         rows=rows,
         labels=labels[rows],
+        selection_labels=train.labels[rows] if noise is not None and noise.select_on == "clean-val" else None,
         validation_rows=validation,
         validation_labels=None if validation is None else labels[validation],
         groups=None if train.groups is None else train.groups[rows],

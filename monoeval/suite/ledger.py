@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from monoeval.data.images import Ints
+from monoeval.data.label_noise import Transitions
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cannot_write
+from monoeval.keys import key
 from monoeval.spec import Spec
 
 SCHEMA = 2
@@ -60,9 +62,12 @@ class Row(Spec):
     level: float
     protocol: str
     label_signal: float | None = None
-    """(1 − r) − r/(K − 1); a level without signal is a negative control."""
+    """How much likelier the true class is than the likeliest wrong one, see `data.label_noise.label_signal`; a
+    level without signal is a negative control."""
     realised_rate: float | None = None
     """Share of training labels that were changed."""
+    transitions: str | None = None
+    """`transitions/<content>.parquet`: how many training rows of each true class were given each class."""
 
     test: str | None = None
     """`tests/<test>.parquet`: row ids, labels and groups."""
@@ -164,6 +169,18 @@ class Ledger:
         with atomic(path) as temporary:
             pq.write_table(table, temporary)
 
+    def add_transitions(self, class_names: Sequence[str], transitions: Transitions) -> str:
+        """Write what label noise did, once for all arms: true and given class names with a count. Its path."""
+        columns = (transitions.true, transitions.given, transitions.count)
+        content = key([list(class_names), *(column.tolist() for column in columns)])
+        path = f"transitions/{content}.parquet"
+        if not (self.folder / path).exists():
+            names = pa.array(list(class_names))
+            true, given = (pa.DictionaryArray.from_arrays(pa.array(c), names) for c in columns[:2])
+            with atomic(self.folder / path) as temporary:
+                pq.write_table(pa.table({"true": true, "given": given, "count": columns[2]}), temporary)
+        return path
+
     def add_predictions(self, row: Row, predictions: Predictions) -> None:
         """Write the per-row outcome of a score; its line in the ledger comes after."""
         columns = {name: pa.array(values) for name, values in vars(predictions).items() if name != "tempered"}
@@ -186,7 +203,8 @@ class Ledger:
 
 def sidecars(row: Row) -> tuple[str, ...]:
     """The files of a run folder that a row speaks of; none where nothing was scored."""
-    return (f"tests/{row.test}.parquet", str(row.predictions)) if row.predictions else ()
+    named = (f"tests/{row.test}.parquet", row.predictions, row.transitions) if row.predictions else ()
+    return tuple(path for path in named if path is not None)
 
 
 def readable(path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 import logging
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import numpy as np
 from monoeval.adapters.registry import METHODS, adapter_identity
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.given_labels import from_column, from_file
 from monoeval.data.images import Data, DataSpec, ImageSet, Ints
-from monoeval.data.label_noise import symmetric
+from monoeval.data.instance_noise import instance
+from monoeval.data.label_noise import Transitions, asymmetric, confused, symmetric
 from monoeval.data.load import load_data
-from monoeval.data.splits import shots
+from monoeval.data.splits import long_tail, share, shots
 from monoeval.errors import UsageError
 from monoeval.keys import key
 from monoeval.probes.spec import ProbeSpec
-from monoeval.scenarios.trial import Fit, TestSet, Trial
+from monoeval.scenarios.trial import Fit, LabelNoise, LongTail, Share, TestSet, Trial
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
@@ -174,6 +177,8 @@ def _keys(group: Group) -> tuple[str, ...]:
         )
         if trial.test.shared_with is not None:
             fields["series"] = shared_classes(trial)
+        if trial.fit.labels is not None and trial.fit.labels.kind == "human":
+            fields["fit"]["labels"] |= {"file": None, "column": None, "given": training_labels(trial).tolist()}
         keys.append(key({**shared, "trial": fields, "test": test_images(trial.test).fingerprint}))
     return tuple(keys)
 
@@ -201,7 +206,11 @@ def described(group: Group, position: int) -> dict[str, Any]:
 
 def check(trial: Trial) -> None:
     """Resolve what a trial needs, so that a study that cannot be finished never starts."""
-    fitted_rows(trial.fit, load(trial.data))
+    noise = trial.fit.labels
+    if noise is not None and noise.kind == "instance":
+        _rows(trial.fit, load(trial.data).train)  # its labels need the images, which are not decoded here
+    else:
+        fitted_rows(trial)
     shared = shared_classes(trial)
     if trial.test.shared_with is not None and trial.test.data != trial.data:
         source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
@@ -210,17 +219,60 @@ def check(trial: Trial) -> None:
                 log.warning("Classes of %s alone are not scored under ood: %s.", here.name, _some(alone))
 
 
-def fitted_rows(fit: Fit, data: Data) -> tuple[Ints, Ints, Ints | None]:
-    """Training rows [n] and validation rows (None: cross-validate) of a fit, and the labels [N] of all rows."""
-    labels = data.train.labels
-    if fit.labels is not None:
-        labels = symmetric(labels, len(data.train.class_names), fit.labels.rate, fit.labels.draw)
-    if fit.rows is None:
-        return np.arange(len(labels)), labels, None
-    asked = fit.rows
-    names = data.train.class_names
-    rows, validation = shots(labels, names, asked.shots, asked.validation, asked.draw, asked.repeat)
-    return rows, labels, validation
+def fitted_rows(trial: Trial) -> tuple[Ints, Ints, Ints | None]:
+    """Training rows [n] and validation rows (None: cross-validate) of a fit, and the labels [N] of all rows.
+
+    Raises UsageError for too few rows, and labels that cannot be had. Instance noise reads all training images,
+    once for a draw.
+    """
+    rows, validation = _rows(trial.fit, load(trial.data).train)
+    return rows, training_labels(trial), validation
+
+
+def _rows(fit: Fit, train: ImageSet) -> tuple[Ints, Ints | None]:
+    asked, labels, names = fit.rows, train.labels, train.class_names
+    if asked is None:
+        return np.arange(len(labels)), None
+    if isinstance(asked, Share):
+        return share(labels, names, asked.share, asked.draw, asked.repeat), None
+    if isinstance(asked, LongTail):
+        return long_tail(labels, names, asked.ratio, asked.draw), None
+    return shots(labels, names, asked.shots, asked.validation, asked.draw, asked.repeat)
+
+
+def training_labels(trial: Trial) -> Ints:
+    """The labels [N] of all training rows that a probe of the trial is fitted on."""
+    noise = trial.fit.labels
+    if noise is None:
+        return load(trial.data).train.labels
+    noise = noise.model_copy(update={"select_on": "noisy-val"})  # equal labels are made once
+    return _noisy(noise.model_dump_json(), trial.data.model_dump_json())
+
+
+def transitions(trial: Trial) -> Transitions | None:
+    """What the label noise of a trial did to the rows it is fitted on; None where labels are clean."""
+    if trial.fit.labels is None:
+        return None
+    rows, labels, _ = fitted_rows(trial)
+    return Transitions.of(load(trial.data).train.labels[rows], labels[rows])
+
+
+@lru_cache(maxsize=32)  # of a million rows each: 256 MB
+def _noisy(noise_json: str, data_json: str) -> Ints:
+    noise, data = LabelNoise.model_validate_json(noise_json), DataSpec.model_validate_json(data_json)
+    train = load(data).train
+    n_classes = len(train.class_names)
+    if noise.kind == "human":
+        if noise.file is not None:
+            return from_file(Path(noise.file), data, train)
+        return from_column(str(noise.column), data, train)
+    if noise.kind == "instance":
+        return instance(train, noise.rate, noise.draw)
+    if noise.kind == "asymmetric":
+        taken_for = confused(train.class_names, noise.map, data.label)
+        return asymmetric(train.labels, taken_for, noise.rate, noise.draw)
+    inclusive = noise.kind == "symmetric-inclusive"
+    return symmetric(train.labels, n_classes, noise.rate, noise.draw, inclusive=inclusive)
 
 
 def shared_classes(trial: Trial) -> tuple[str, ...]:

@@ -18,7 +18,9 @@ from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
 from monoeval.probes.spec import PROBES, Logistic, ProbeSpec
 from monoeval.scenarios import SCENARIOS, AnyScenario
+from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
+from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
 
 log = logging.getLogger("monoeval")
@@ -182,6 +184,7 @@ def changed(
     data: DataSpec | None = None,
     target: DataSpec | None = None,
     scenarios: Sequence[str] = (),
+    select_on: SelectOn | None = None,
     seeds: int | None = None,
     limit: int | None = None,
     latents: bool = False,
@@ -210,11 +213,22 @@ def changed(
         fields["note"] = None  # it spoke of the recipe's own data
     if target is not None and "ood" not in [s.name for s in fields["scenarios"]]:
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
+    if select_on is not None:
+        fields["scenarios"] = _selected_on(fields["scenarios"], select_on)
     if seeds is not None:
         fields["seeds"] = seeds
     if latents:
         fields["latents"] = True
     return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
+
+
+def _selected_on(scenarios: tuple[AnyScenario, ...], select_on: SelectOn) -> tuple[AnyScenario, ...]:
+    if not any(isinstance(s, LabelNoiseScenario) for s in scenarios):
+        raise UsageError("--select-on is of the label-noise scenario: add --scenario label-noise.")
+    return tuple(
+        s.model_copy(update={"select_on": select_on}) if isinstance(s, LabelNoiseScenario) else s
+        for s in scenarios
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
 from monoeval.suite.ledger import Ledger, Row, read_rows, readable, sidecars
-from monoeval.suite.plan import Group, Plan, described, make_plan, test_images, tested_rows
+from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_images, tested_rows, transitions
 from monoeval.suite.recipe import Recipe, load_recipe
 
 log = logging.getLogger("monoeval")
@@ -127,6 +127,9 @@ def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str,
             ledger.add_test(name, test.ids[tested].tolist(), labels, groups)
             row = row.model_copy(update={"test": name, "predictions": f"predictions/{row.key}.parquet"})
             ledger.add_predictions(row, made.predictions)
+            if (noisy := transitions(made.trial)) is not None:
+                names = load(made.trial.data).train.class_names
+                row = row.model_copy(update={"transitions": ledger.add_transitions(names, noisy)})
         lines.append(row)
     ledger.append(lines)
 
@@ -198,7 +201,7 @@ def _start_anew(folder: Path) -> None:
     """Delete what a run wrote; the ledger first, so that what is left never speaks of files that are gone."""
     for name in ("results.jsonl", "recipe.yaml", "report.html", "report.md", "report.csv"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("predictions", "tests", "figures"):
+    for name in ("predictions", "tests", "transitions", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

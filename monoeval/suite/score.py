@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from monoeval.backbones.load import Backbone
 from monoeval.data.images import Ints
-from monoeval.data.label_noise import label_signal, realised
+from monoeval.data.label_noise import Transitions, label_signal
 from monoeval.data.transforms import corruption_table
 from monoeval.keys import draw_seed
 from monoeval.metrics.calibration import calibration
@@ -16,7 +16,7 @@ from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.problem import Choice
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
-from monoeval.suite.plan import Group, described, fitted_rows, load, test_images, tested_rows
+from monoeval.suite.plan import Group, described, load, test_images, tested_rows, transitions
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,29 @@ def joined(parts: list[RowScores]) -> Predictions:
 def row_of(group: Group, position: int, backbone: Backbone, probe: Choice, report: dict[str, float]) -> Row:
     """The row of a trial before it is scored; `report` is what is measured of the adapter."""
     trial = group.trials[position]
-    train = load(trial.data).train
-    noise, rate = trial.fit.labels, None
-    if noise is not None:
-        rows, labels, _ = fitted_rows(trial.fit, load(trial.data))
-        rate = realised(train.labels[rows], labels[rows], len(train.class_names))[0]
+    noisy = transitions(trial)
     return Row(
         **described(group, position),
         model=backbone.name,
         precision=backbone.precision,
         protocol=_protocol(trial, backbone.preprocess.image_size),
-        label_signal=label_signal(noise.rate if noise else 0.0, len(train.class_names))
-        if trial.scenario == "label-noise"
-        else None,
-        realised_rate=rate,
+        label_signal=_signal(trial, noisy) if trial.scenario == "label-noise" else None,
+        realised_rate=None if noisy is None else noisy.rate,
         l2=probe.l2,
         l2_at_edge=probe.at_edge,
         converged=probe.converged,
         probe=dict(probe.measures),
         adapter=report,
     )
+
+
+def _signal(trial: Trial, noisy: Transitions | None) -> float:
+    noise = trial.fit.labels
+    if noise is None or noisy is None:
+        return 1.0
+    if noise.kind == "instance" or noise.kind == "human":
+        return noisy.signal
+    return label_signal(noise.rate, len(load(trial.data).train.class_names), noise.kind)
 
 
 def _protocol(trial: Trial, size: int) -> str:

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monoeval.data.label_noise import label_signal, realised, symmetric
-from monoeval.data.splits import folds, held_out, shots, stratified_limit
+from monoeval.data.splits import folds, held_out, long_tail, share, shots, stratified_limit
 from monoeval.errors import UsageError
 
 labels_of = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(lambda x: np.array(x, dtype=np.int64))
@@ -71,59 +70,55 @@ def test_too_few_rows_name_the_class() -> None:
         shots(np.array([0] * 9), ("dog", "bird"), 1, 0, 0)
 
 
-@given(
-    n=st.integers(1, 400),
-    n_classes=st.integers(2, 12),
-    hundredths=st.integers(0, 100),
-    draw=st.integers(0, 10**6),
-)
-def test_symmetric_noise_flips_exactly_as_many_as_asked(
-    n: int, n_classes: int, hundredths: int, draw: int
+@given(st.integers(0, 5), st.integers(0, 3), st.lists(st.floats(0.01, 1), min_size=2, max_size=4))
+@settings(max_examples=30)
+def test_shares_are_stratified_and_nested_in_each_other_and_in_shots(
+    draw: int, repeat: int, shares: list[float]
 ) -> None:
-    clean = np.random.default_rng(n).integers(0, n_classes, n)
-    before = clean.copy()
-    noisy = symmetric(clean, n_classes, hundredths / 100, draw)
-    np.testing.assert_array_equal(clean, before)
-    assert (noisy != clean).sum() == hundredths * n // 100  # whole numbers: no rounding to get wrong
-    assert noisy.min() >= 0
-    assert noisy.max() < n_classes
-    np.testing.assert_array_equal(noisy, symmetric(clean, n_classes, hundredths / 100, draw))
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(3), [7, 40, 100]))
+    names = ("a", "b", "c")
+    smaller: set[int] = set()
+    for part in sorted(round(x, 2) for x in shares):
+        rows = share(labels, names, part, draw, repeat)
+        hundredths = round(100 * part)
+        assert np.bincount(labels[rows]).tolist() == [max(1, hundredths * n // 100) for n in (7, 40, 100)]
+        assert np.all(np.diff(rows) > 0)
+        assert smaller <= set(rows)
+        smaller = set(rows)
+    few = share(labels, names, 0.05, draw, repeat)
+    assert set(few) <= set(shots(labels, names, 5, 0, draw, repeat)[0])  # 1, 2 and 5 rows
+    assert share(labels, names, 1.0, draw, repeat).tolist() == list(range(147))
 
 
-def test_the_count_is_of_the_decimal_that_was_typed() -> None:
-    clean = np.zeros(100, dtype=np.int64)
-    assert (symmetric(clean, 3, 0.29, draw=0) != 0).sum() == 29  # 0.29 · 100 is 28.999… in floating point
+def test_a_long_tail_falls_as_its_formula_says_and_is_nested() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 270))
+    names = ("a", "b", "c", "d")
+    # 270 · 27^(−c/3) by hand; 270 / 8 = 33.75 for c = 3 of ratio 8, whose steps are 2
+    counts = {1: [270] * 4, 8: [270, 135, 67, 33], 27: [270, 90, 30, 10]}
+    larger = set(range(len(labels)))
+    for ratio, wanted in counts.items():
+        rows = long_tail(labels, names, ratio, draw=1)
+        assert sorted(np.bincount(labels[rows]), reverse=True) == wanted
+        assert set(rows) <= larger
+        larger = set(rows)
+    heads = {int(np.bincount(labels[long_tail(labels, names, 27, draw)]).argmax()) for draw in range(20)}
+    assert heads == {0, 1, 2, 3}
 
 
-def test_noise_falls_evenly_on_the_other_classes() -> None:
-    clean = np.repeat(np.arange(5), 8000)
-    noisy = symmetric(clean, 5, 0.4, draw=3)
-    rate, counts = realised(clean, noisy, 5)
-    assert rate == 0.4
-    assert counts.sum() == 40000
-    assert np.trace(counts) == 24000
-    off = counts[~np.eye(5, dtype=bool)]  # 20 cells of about 800
-    assert ((off - 800) ** 2 / 800).sum() < 50  # chi-squared, about 19 degrees of freedom: p ≈ 1e-4
+def test_a_long_tail_takes_as_much_as_unequal_classes_allow() -> None:
+    labels = np.repeat([0, 1], [10, 100])
+    found = {tuple(np.bincount(labels[long_tail(labels, ("a", "b"), 10, draw)])) for draw in range(20)}
+    assert found == {(10, 1), (10, 100)}  # the small class leads with all of its rows, or ends the tail with them
+    assert np.bincount(labels[long_tail(labels, ("a", "b"), 1, 0)]).tolist() == [10, 10]
 
 
-def test_transition_counts_by_hand() -> None:
-    rate, counts = realised(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
-    assert rate == 0.5
-    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-
-
-def test_label_signal() -> None:
-    assert label_signal(0, 10) == 1
-    assert label_signal(0.9, 10) == pytest.approx(0)
-    assert label_signal(0.9, 7) == pytest.approx(-0.05)
-    assert label_signal(0.9, 100) == pytest.approx(0.1 - 0.9 / 99)
-
-
-def test_impossible_noise_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"1\.2"):
-        symmetric(np.array([0, 1]), 2, 1.2, 0)
-    with pytest.raises(UsageError, match="two classes"):
-        symmetric(np.array([0, 0]), 1, 0.5, 0)
+def test_a_tail_without_rows_names_the_class_and_what_is_possible() -> None:
+    labels = np.repeat(np.arange(3), 12)
+    with pytest.raises(
+        UsageError, match=r"imbalance of 100 leaves class '.' without .* largest has 12.*ratios: \[12\]"
+    ):
+        long_tail(labels, ("a", "b", "c"), 100, 0)
+    assert np.bincount(labels[long_tail(labels, ("a", "b", "c"), 12, 0)]).min() == 1
 
 
 @given(labels=labels_of, n_folds=st.integers(2, 5), seed=st.integers(0, 3))

@@ -8,9 +8,10 @@ from monoeval.errors import UsageError
 from monoeval.scenarios import SCENARIOS
 from monoeval.scenarios.corruption import Corruption
 from monoeval.scenarios.few_shot import FewShot
+from monoeval.scenarios.imbalance import Imbalance
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import OutOfDomain
-from monoeval.scenarios.trial import Fit, Trial
+from monoeval.scenarios.trial import Fit, LongTail, Share, Trial
 
 DIGITS = DataSpec(name="digits")
 
@@ -32,7 +33,7 @@ def test_scenarios_that_change_test_images_fit_on_clean_rows_and_draw_nothing(na
     assert all(t.fit == Fit() and t.draw is None for t in trials(name))
 
 
-@pytest.mark.parametrize("name", ["label-noise", "few-shot"])
+@pytest.mark.parametrize("name", ["label-noise", "few-shot", "imbalance"])
 def test_scenarios_that_change_training_rows_are_scored_on_clean_test_images(name: str) -> None:
     assert all(t.test.transform is None and t.test.data == DIGITS for t in trials(name))
 
@@ -44,6 +45,53 @@ def test_label_noise_draws_anew_for_each_seed_except_at_rate_zero() -> None:
     assert noisy.draw == 3
     assert noisy.fit.labels is not None
     assert (noisy.fit.labels.rate, noisy.fit.labels.draw) == (0.4, 3)
+
+
+def test_each_kind_of_label_noise_is_a_series_with_protocols_of_its_own() -> None:
+    made = trials("label-noise", seed=2, kinds=["symmetric-inclusive", "asymmetric"], rates=[0, 0.4], map={1: 7})
+    assert [(t.protocol, t.series) for t in made] == [
+        ("label-noise/symmetric-inclusive@0", "symmetric-inclusive"),
+        ("label-noise/symmetric-inclusive@0.4", "symmetric-inclusive"),
+        ("label-noise/asymmetric@0", "asymmetric"),
+        ("label-noise/asymmetric@0.4", "asymmetric"),
+    ]
+    inclusive, asymmetric = (t.fit.labels for t in made[1::2])
+    assert inclusive is not None and asymmetric is not None  # noqa: PT018
+    assert (inclusive.map, asymmetric.map) == (None, {"1": "7"})  # YAML reads digits as numbers: they are names
+
+
+def test_human_labels_are_one_level_that_no_seed_draws() -> None:
+    clean, human = trials("label-noise", seed=2, kinds=["human"], file="labels.txt")
+    assert (clean.protocol, human.protocol) == ("label-noise/human@0", "label-noise/human@1")
+    assert (clean.draw, human.draw) == (None, None)
+    assert clean.fit == Fit()
+    assert [t.level for t in trials("label-noise", kinds=["human"], file="x", rates=[0.2])] == [1]
+
+
+def test_the_oracle_is_in_the_protocol_and_leaves_clean_fits_as_they_are() -> None:
+    zero, noisy = trials("label-noise", rates=[0, 0.8], select_on="clean-val")
+    assert noisy.protocol == "label-noise/symmetric/clean-val@0.8"
+    assert noisy.fit.labels is not None
+    assert noisy.fit.labels.select_on == "clean-val"
+    assert zero.fit == Fit()
+
+
+def test_shares_are_few_shot_without_validation_rows_of_their_own() -> None:
+    made = trials("few-shot", seed=1, shots=[2], shares=[0.05, 1], repeats=2)
+    assert [(t.protocol, t.series, t.repeat) for t in made[:3]] == [
+        ("few-shot/unlabelled-train@2", "shots", 0),
+        ("few-shot/unlabelled-train/share@0.05", "share", 0),
+        ("few-shot/unlabelled-train/share@1", "share", 0),
+    ]
+    assert made[4].fit.rows == Share(share=0.05, draw=1, repeat=1)
+    assert len(trials("few-shot")) == 5 * 10
+
+
+def test_imbalance_is_drawn_for_each_seed_beside_its_balanced_reference() -> None:
+    made = trials("imbalance", seed=3)
+    assert [t.protocol for t in made] == [f"imbalance/exponential@{ratio}" for ratio in (1, 10, 50, 100)]
+    assert {t.draw for t in made} == {3}
+    assert made[1].fit.rows == LongTail(ratio=10, draw=3)
 
 
 def test_few_shot_tunes_on_at_most_four_further_rows() -> None:
@@ -68,6 +116,16 @@ def test_ood_without_a_target_says_what_to_type() -> None:
     [
         (LabelNoiseScenario, {"rates": [1.0]}),
         (LabelNoiseScenario, {"rates": [-0.1]}),
+        (LabelNoiseScenario, {"kinds": []}),
+        (LabelNoiseScenario, {"kinds": ["symmetric", "symmetric"]}),
+        (LabelNoiseScenario, {"map": {"1": "7"}}),
+        (LabelNoiseScenario, {"file": "labels.txt"}),
+        (LabelNoiseScenario, {"kinds": ["human"]}),
+        (LabelNoiseScenario, {"kinds": ["human"], "file": "a", "column": "b"}),
+        (FewShot, {"shares": [1.5]}),
+        (FewShot, {"shares": [0]}),
+        (Imbalance, {"ratios": [0.5]}),
+        (Imbalance, {"ratios": [float("inf")]}),
         (FewShot, {"shots": [0]}),
         (Corruption, {"severities": [6]}),
         (Corruption, {"kinds": ["contrst"]}),
