@@ -115,6 +115,7 @@ def _what(kind: str, paths: list[Path]) -> str:
     return {
         "features": "features, not finished",
         "backbones": "what is known of a backbone",
+        "pretrained": "a pretraining, not finished",
         "arrow": "a parquet file's images, unpacked",
         "labels": "labels for instance noise, drawn from the images",
         "fingerprints": "checksums of a data folder's files",

@@ -16,12 +16,15 @@ from monoeval.adapters.settings import HeadSettings, NonNegativeHeadSettings
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
 from monoeval.training.contrastive import info_nce, rep_relu
-from monoeval.training.pretrain import FEW_ALIVE, WARM_UP, warm_cosine
+from monoeval.training.pretrain import FEW_ALIVE, warm_cosine
 
 SMALLEST = 1e-5
 """A code of at most this size is not active, and a latent whose codes span no more than this does not vary."""
 
 WEIGHT_DECAY = 1e-4
+
+WARM_UP = 0.2
+"""Share of the steps; non-negative heads collapse without one."""
 
 log = logging.getLogger("monoeval")
 

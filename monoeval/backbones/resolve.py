@@ -185,7 +185,8 @@ def _folder_key(folder: Path) -> str:
     except bundles.Damaged as error:
         raise UsageError(f"{folder} is not a whole pretrained backbone: pretrain it again.") from error
     fields = ("network", "width", "image_size", "non_negative", "mean", "std")
-    return key([about["tensors"], {name: about.get(name) for name in fields}])
+    later = {name: about[name] for name in ("hidden", "stem") if name in about and about["network"] != "tiny"}
+    return key([about["tensors"], {name: about.get(name) for name in fields} | later])
 
 
 def _hub_patterns(resolved: Resolved) -> list[str]:

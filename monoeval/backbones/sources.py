@@ -194,8 +194,17 @@ def _folder(resolved: Resolved, spec: BackboneSpec) -> Network:
     assert resolved.path is not None
     tensors, about = bundles.read(resolved.path, "backbone")
     facts = json.loads(json.dumps(about))
-    module = build_network(facts["network"], facts["width"], facts["image_size"], facts.get("non_negative", False))
-    module.load_state_dict(tensors)
+    later = {name: facts[name] for name in ("hidden", "stem") if name in facts}
+    module = build_network(
+        facts["network"], facts["width"], facts["image_size"], facts.get("non_negative", False), **later
+    )
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{resolved.path} was pretrained with timm {facts.get('timm')}, whose {facts['network']} is another "
+            "than the installed one's: install that version, or pretrain it again."
+        ) from error
     module.eval()
     preprocess = Preprocess(
         image_size=spec.image_size or facts["image_size"],

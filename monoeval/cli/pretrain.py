@@ -1,21 +1,36 @@
-"""`monoeval pretrain`: train a small backbone, polysemantic (SimCLR) or monosemantic (NCL)."""
+"""`monoeval pretrain`: train a backbone, polysemantic (SimCLR, SupCon) or monosemantic (NCL, NSCL)."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from monoeval.cli import options as o
 from monoeval.cli.console import out as stdout
 
+if TYPE_CHECKING:
+    from monoeval.backbones.spec import PretrainSpec
+    from monoeval.data.images import ImageSet
+
 
 def pretrain(
-    objective: Annotated[str, typer.Option(help="simclr or ncl.")] = "simclr",
-    model: Annotated[str, typer.Option(help="The network to train: tiny.")] = "tiny",
+    objective: Annotated[
+        str, typer.Option(help="simclr or ncl; with labels supcon or its non-negative form nscl.")
+    ] = "simclr",
+    model: Annotated[str, typer.Option("--model", "-m", help="tiny, or a timm name such as resnet18.")] = "tiny",
     data: o.DataName = "digits",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, of two views each.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side that the network sees.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's epochs, projector and loss, where not given otherwise.")
+    ] = False,
+    params: Annotated[
+        list[str] | None,
+        typer.Option(help="Other settings, e.g. learning_rate=0.3. Repeat it, or use commas."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -26,35 +41,27 @@ def pretrain(
     as_json: o.AsJson = False,
     debug: o.Debug = False,  # noqa: ARG001 (read by main)
 ) -> None:
-    """Train a backbone on the training images alone; the folder it prints is a --model."""
-    from monoeval.backbones.spec import PretrainSpec
-    from monoeval.data.load import load_data
-    from monoeval.errors import UsageError, unknown
-    from monoeval.files import cannot_write
+    """Train a backbone on the training images alone; the folder it prints is a --model.
 
-    if objective not in ("simclr", "ncl"):
-        raise unknown("objective", objective, ("simclr", "ncl"))
-    if out is not None and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise UsageError(f"{out} exists already: choose another --out, or delete it first.")
-    chosen = {} if epochs is None else {"epochs": epochs}
-    spec = PretrainSpec.model_validate({"objective": objective, "network": model, **chosen})
+    Interrupted, it goes on where it was when the same command is given again. With the folder as --model,
+    --layer projector (the default) or backbone says what is read.
+    """
+    from monoeval.data.load import load_data
+
+    options = {"epochs": epochs, "batch_size": batch_size, "image_size": image_size}
+    given = {name: value for name, value in options.items() if value is not None}
+    spec = _spec(objective, model, paper, given, o.split_commas(params))
     source = o.data_spec(data, image_column, label_column, split)
     assert source is not None
     images = load_data(source.model_copy(update={"limit": limit})).train
-    from monoeval.backbones.load import choose_device
-    from monoeval.training.pretrain import pretrain as train
+    if out is None or not _is_made(out, spec, images, seed):
+        from monoeval.backbones.load import choose_device
+        from monoeval.training.pretrain import pretrain as train
 
-    folder = train(spec, images, seed=seed, device=choose_device(device))
-    if out is not None:
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            shutil.copytree(folder, partial)
-            partial.replace(out)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise cannot_write(out, error) from error
-        folder = out
+        folder = train(spec, images, seed=seed, device=choose_device(device), watched=True)
+        if out is not None:
+            _copy(folder, out)
+    folder = out or folder
     if as_json:
         stdout.print_json((folder / "backbone.json").read_text())
         return
@@ -64,3 +71,74 @@ def pretrain(
             stdout.print(f"{name.replace('_', ' '):12} {facts[name]}", markup=False)
     stdout.print(f"Backbone: {folder}\nUse it:   monoeval probe --model {folder} --method sae",
                  markup=False, soft_wrap=True)  # fmt: skip
+
+
+def _spec(objective: str, model: str, paper: bool, given: dict[str, int], params: list[str]) -> "PretrainSpec":
+    from typing import get_args
+
+    from pydantic import ValidationError
+
+    from monoeval.backbones.spec import PAPER, PretrainSpec
+    from monoeval.errors import UsageError, unknown
+
+    objectives = get_args(PretrainSpec.model_fields["objective"].annotation)
+    if objective not in objectives:
+        raise unknown("objective", objective, objectives)
+    if given.get("batch_size", 2) < 2:
+        raise UsageError("A batch of one image has nothing to tell it from: give --batch-size 2 or more.")
+    if paper and model == "tiny":
+        raise UsageError("--paper is for the networks of timm: name one, for example --model resnet18.")
+    chosen: dict[str, Any] = {"objective": objective, "network": model}
+    settings = [name for name in PretrainSpec.model_fields if name not in chosen]
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--params is written as NAME=VALUE, for example learning_rate=0.3, and not {param!r}."
+            )
+        if name not in settings:
+            raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
+        given = {**given, name: value}  # type: ignore[dict-item]
+    try:
+        return PretrainSpec.model_validate({**chosen, **(PAPER if paper else {}), **given})
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False)[0]
+        raise UsageError(f"{first['loc'][0]} cannot be {first['input']!r}: {first['msg'].lower()}.") from None
+
+
+def _is_made(out: Path, spec: "PretrainSpec", images: "ImageSet", seed: int) -> bool:
+    """Whether `out` holds this very backbone; UsageError where it holds anything else."""
+    from monoeval import bundles
+    from monoeval.errors import UsageError
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    advice = "choose another --out, or delete it first."
+    try:
+        about = bundles.describe(out, "backbone")
+    except bundles.Damaged:
+        raise UsageError(f"{out} exists already and is no whole pretrained backbone: {advice}") from None
+    before, data = about.get("spec"), about.get("data")
+    before, data = (value if isinstance(value, dict) else {} for value in (before, data))
+    wanted = {**spec.model_dump(mode="json"), "seed": seed, "images": images.fingerprint}
+    held = {**before, "seed": about.get("seed"), "images": data.get("fingerprint")}
+    unlike = [name for name, value in wanted.items() if held.get(name) != value]
+    if unlike:
+        first = unlike[0]
+        what = "of other images" if first == "images" else f"of {first} {held.get(first)} and not {wanted[first]}"
+        more = f" (and {len(unlike) - 1} more settings)" if len(unlike) > 1 else ""
+        raise UsageError(f"{out} holds a backbone {what}{more}: {advice}")
+    return True
+
+
+def _copy(folder: Path, out: Path) -> None:
+    from monoeval.files import cannot_write
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(folder, partial)
+        partial.replace(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise cannot_write(out, error) from error

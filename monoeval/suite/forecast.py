@@ -74,7 +74,8 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
         data = group.data
         identity_key = key(backbone_identity(group.backbone, group.backbone_seed, data))
         record = records.read(identity_key)
-        width = group.backbone.pretrain.width if group.backbone.pretrain else record.get("width")
+        projected = group.backbone.pretrain is not None and group.backbone.layer in {None, "projector"}
+        width = group.backbone.pretrain.width if projected and group.backbone.pretrain else record.get("width")
         wanted = [(load(data).train, None), *((test_images(t.test), t.test.transform) for t in group.trials)]
         augmented = group.probe.n_views if isinstance(group.probe, Paper) else 0
         augmented = max(augmented, n_views(group.arm.adapter))

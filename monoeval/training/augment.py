@@ -1,11 +1,14 @@
 """Random views of a whole batch at once, on the device where the images are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from monoeval.training import colours
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,104 @@ class Augmentation:
         views = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
         grey = views.mean(dim=(1, 2, 3), keepdim=True)
         return ((views - grey) * contrast + grey).mul_(brightness).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class SimCLRAugmentation:
+    """Random resized crop, mirror, colour jitter, grey and blur (SimCLR: Chen et al. 2020, arXiv 2002.05709, with
+    the strengths that solo-learn has for CIFAR), drawn for each image.
+
+    Crops are those of torchvision: an area and an aspect ratio drawn up to ten times until they fit, then resized
+    with Pillow's bicubic filter. Unlike there, nothing is rounded to 8 bits on the way.
+    """
+
+    crop: float = 0.08
+    """The smallest share of the area that is kept; the largest is 1."""
+    flip: bool = True
+    jitter: float = 0.8
+    """Brightness, contrast and saturation are multiplied by 1 ± jitter, in an order drawn for each image."""
+    hue: float = 0.2
+    jittered: float = 0.8
+    """Share of the images whose colours are changed."""
+    grey: float = 0.2
+    blurred: float = 0.5
+    deviations: tuple[float, float] = (0.1, 2.0)
+    """Of the blur, in pixels."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 [B, 3, S, S] to float32 of the same shape in [0, 1]; `generator` is one of the CPU."""
+        count, device = len(images), images.device
+
+        def uniform(low: float, high: float, *more: int) -> Tensor:
+            return torch.empty(count, *more).uniform_(low, high, generator=generator)
+
+        def rows_where(chosen: Tensor) -> Tensor:
+            return chosen.nonzero()[:, 0].to(device)
+
+        top, left, high, wide = random_boxes(images.shape[-1], self.crop, uniform)
+        mirrored = uniform(0, 1) < (0.5 if self.flip else 0.0)
+        side = images.shape[-1]
+        crops = (
+            crop_matrix(
+                side, top.to(device), high.to(device), torch.zeros(count, dtype=torch.bool, device=device)
+            ),
+            crop_matrix(side, left.to(device), wide.to(device), mirrored.to(device)),
+        )
+        views = colours.resampled(images.float().div_(255), *crops).clamp_(0, 1).contiguous()
+
+        factors = torch.stack([*(uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3)), uniform(-1, 1)])
+        factors[3] *= self.hue
+        order = uniform(0, 1, 4).argsort(dim=1)
+        order[uniform(0, 1) >= self.jittered] = -1
+        factors_device = factors.to(device)
+        for turn in range(4):
+            for change, function in enumerate(CHANGES):
+                rows = rows_where(order[:, turn] == change)
+                views[rows] = function(views[rows], factors_device[change, rows])
+        rows = rows_where(uniform(0, 1) < self.grey)
+        views[rows] = colours.grey(views[rows])
+        deviations = uniform(*self.deviations).to(device)
+        rows = rows_where(uniform(0, 1) < self.blurred)
+        views[rows] = colours.blurred(views[rows], deviations[rows])
+        return views
+
+
+CHANGES = (colours.brighter, colours.more_contrast, colours.more_saturated, colours.turned_hue)
+
+
+def random_boxes(side: int, crop: float, uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width int64 [B] of a box in each square image; `uniform(low, high, *more)` draws
+    [B, *more].
+
+    Of ten boxes with an area of `crop` to 1 and an aspect ratio of 3/4 to 4/3 the first that fits; else all of
+    the image.
+    """
+    area = side * side * uniform(crop, 1.0, 10)
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3), 10).exp()
+    wide, high = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (wide >= 1) & (wide <= side) & (high >= 1) & (high <= side)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    any_fits = fits.any(1)
+    wide = wide.gather(1, first)[:, 0].where(any_fits, torch.tensor(side))
+    high = high.gather(1, first)[:, 0].where(any_fits, torch.tensor(side))
+    top = (uniform(0, 1) * (side - high + 1)).long()
+    left = (uniform(0, 1) * (side - wide + 1)).long()
+    return top, left, high, wide
+
+
+def crop_matrix(side: int, start: Tensor, length: Tensor, mirrored: Tensor) -> Tensor:
+    """Weights [B, side, side] that stretch pixels `start` … `start + length − 1` along an axis to all of it.
+
+    The bicubic filter is Pillow's (a = −½), and sees no pixel outside of the box. A box is never longer than the
+    axis, so nothing has to be smoothed before it is sampled.
+    """
+    pixels = torch.arange(side, device=start.device)
+    places = torch.where(mirrored[:, None], pixels.flip(0), pixels)
+    centres = start[:, None] + (places + 0.5) * (length / side)[:, None]
+    distance = (pixels + 0.5 - centres[..., None]).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    inside = (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
+    weights = weights * inside[:, None, :]
+    return weights / weights.sum(2, keepdim=True)

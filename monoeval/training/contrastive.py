@@ -1,4 +1,4 @@
-"""The contrastive losses: SimCLR's InfoNCE and its non-negative variant."""
+"""The contrastive losses: SimCLR's InfoNCE, its supervised form, and the non-negative variant of both."""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,8 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     `first` and `second` [B, D] are two views of the same images. Each of the 2B rows is compared by cosine with
     all others, itself excluded; its positive is the other view, so 2B − 2 negatives stand beside one positive.
     """
-    rows = F.normalize(torch.cat([first, second]), dim=1, eps=SMALLEST_NORM)
-    logits = rows @ rows.T / temperature
-    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), float("-inf"))
-    positives = torch.arange(len(rows), device=rows.device).roll(len(first))
+    logits = _similarities(first, second, temperature)
+    positives = torch.arange(len(logits), device=logits.device).roll(len(first))
     return F.cross_entropy(logits, positives)
 
 
@@ -34,4 +32,37 @@ def non_negative_info_nce(first: Tensor, second: Tensor, temperature: float) -> 
     return info_nce(rep_relu(first), rep_relu(second), temperature)
 
 
+def sup_con(first: Tensor, second: Tensor, temperature: float, classes: Tensor) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2: L_out), averaged over the 2B rows.
+
+    Positives of a row are the other view and both views of every image of its class (`classes` int64 [B]); the
+    logarithm is inside their mean. All other rows are compared, itself excluded. Where no two images share a
+    class this is InfoNCE.
+    """
+    logits = _similarities(first, second, temperature)
+    twice = torch.cat([classes, classes])
+    positive = (twice[:, None] == twice).fill_diagonal_(False)
+    shares = logits - torch.logsumexp(logits, dim=1, keepdim=True)
+    return -(torch.where(positive, shares, 0).sum(1) / positive.sum(1)).mean()
+
+
+def non_negative_sup_con(first: Tensor, second: Tensor, temperature: float, classes: Tensor) -> Tensor:
+    """`sup_con` of rectified rows (non-negative supervised contrastive learning)."""
+    return sup_con(rep_relu(first), rep_relu(second), temperature, classes)
+
+
+def density(rows: Tensor) -> Tensor:
+    """The mean absolute entry of rows [N, D] at length one, a scalar: 1/√D where all entries are equal."""
+    return F.normalize(rows, dim=1, eps=SMALLEST_NORM).abs().mean()
+
+
+def _similarities(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Cosines of all 2B rows over the temperature, [2B, 2B]; −inf with itself."""
+    rows = F.normalize(torch.cat([first, second]), dim=1, eps=SMALLEST_NORM)
+    logits = rows @ rows.T / temperature
+    return logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), float("-inf"))
+
+
 OBJECTIVES = {"simclr": info_nce, "ncl": non_negative_info_nce}
+SUPERVISED = {"supcon": sup_con, "nscl": non_negative_sup_con}
+NON_NEGATIVE = ("ncl", "nscl")

@@ -1,5 +1,6 @@
 """Where a pretrained network lies, known without torch so that a plan can name it."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 from monoeval.backbones.spec import PretrainSpec
@@ -12,10 +13,26 @@ FORMAT = 1
 STEM = "backbone"
 """The two files of the folder are `backbone.json` and `backbone.safetensors`."""
 
+LATER = (
+    "optimiser",
+    "warm_up",
+    "hidden",
+    "stem",
+    "augmentation",
+    "normalise_first",
+    "density",
+    "precision",
+)
+"""Settings that were fixed in the first networks of format 1: at their defaults they are not in the key."""
+
 
 def pretrained_key(spec: PretrainSpec, data_fingerprint: str, seed: int) -> str:
     """The content key of the network that `spec` gives on the images of `data_fingerprint`."""
-    return key(["pretrained", FORMAT, spec, data_fingerprint, seed])
+    fields = PretrainSpec.model_fields
+    settings = spec.model_dump(mode="json")
+    decisive = {n: value for n, value in settings.items() if n not in LATER or value != fields[n].default}
+    library = [] if spec.network == "tiny" else [version("timm")]
+    return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library])
 
 
 def pretrained_folder(spec: PretrainSpec, data_fingerprint: str, seed: int) -> Path:

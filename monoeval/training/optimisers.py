@@ -1,6 +1,10 @@
-"""LARS, for many layers at once. It is no `torch.optim.Optimizer`: making one imports dynamo, which takes 4 s."""
+"""LARS, for many layers at once, and AdamW behind the same two methods.
+
+LARS is no `torch.optim.Optimizer`: making one imports dynamo, which takes 4 s.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,3 +64,37 @@ class LARS:
             scale = (scale / rate).clamp(max=1)
         zero = (weight_norm == 0) | (gradient_norm == 0)
         return scale.masked_fill(zero, 1), (scale * self.weight_decay).masked_fill(zero, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"velocities": list(self.velocities)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for mine, kept in zip(self.velocities, state["velocities"], strict=True):
+            mine.copy_(kept)
+
+
+class AdamW:
+    """torch's AdamW behind the interface of LARS, fused."""
+
+    def __init__(self, parameters: Sequence[Tensor], *, weight_decay: float) -> None:
+        self._inner = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
+
+    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """One step along `gradients`, which are those that torch keeps beside the parameters."""
+        self._inner.param_groups[0]["lr"] = rate
+        for parameter, gradient in zip(self._inner.param_groups[0]["params"], gradients, strict=True):
+            parameter.grad = gradient
+        self._inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._inner.load_state_dict(state)
+
+
+def optimiser(name: str, parameters: Sequence[Tensor], weight_decay: float) -> AdamW | LARS:
+    """`adamw`, `lars` (trust 0.02, clipped) or `sgd`; the latter two with momentum 0.9."""
+    if name == "adamw":
+        return AdamW(parameters, weight_decay=weight_decay)
+    return LARS(parameters, trust=0.02 if name == "lars" else None, weight_decay=weight_decay, clip=name == "lars")

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from monoeval.training.contrastive import OBJECTIVES, info_nce, non_negative_info_nce, rep_relu
+from monoeval.training.contrastive import (
+    OBJECTIVES,
+    density,
+    info_nce,
+    non_negative_info_nce,
+    non_negative_sup_con,
+    rep_relu,
+    sup_con,
+)
 
 
 def naive(first: Tensor, second: Tensor, temperature: float, rectify: bool) -> Tensor:
@@ -77,3 +85,45 @@ def test_a_row_of_zeros_keeps_loss_and_gradient_finite(objective):
     loss = OBJECTIVES[objective](first, torch.ones(3, 4), 0.2)
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, first)[0]).all()
+
+
+def naive_sup_con(first: Tensor, second: Tensor, temperature: float, classes: list[int]) -> Tensor:
+    """Equation 2 of Khosla et al., one row after the other."""
+    rows, labels = [*first, *second], classes * 2
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if j != i]
+        similar = {j: (rows[i] * rows[j]).sum() / (rows[i].norm() * rows[j].norm()) / temperature for j in others}
+        denominator = torch.stack(list(similar.values())).exp().sum()
+        positives = [j for j in others if labels[j] == labels[i]]
+        total = total - torch.stack([(similar[j].exp() / denominator).log() for j in positives]).mean()
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 0, 2, 0], [3, 3, 3, 3, 3], [0, 1, 2, 3, 4]], ids=str)
+def test_sup_con_and_its_gradient_equal_the_double_loop(classes):
+    first, second = views()
+    ours = sup_con(first, second, 0.2, torch.tensor(classes))
+    theirs = naive_sup_con(first, second, 0.2, classes)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, [first, second]), torch.autograd.grad(theirs, [first, second])
+    )
+
+
+def test_sup_con_of_classes_with_one_image_each_is_info_nce():
+    first, second = views()
+    torch.testing.assert_close(sup_con(first, second, 0.2, torch.arange(5)), info_nce(first, second, 0.2))
+
+
+def test_non_negative_sup_con_is_that_of_rectified_rows():
+    first, second = views()
+    ours = non_negative_sup_con(first, second, 0.2, torch.tensor([0, 1, 0, 2, 0]))
+    rectified = first.clamp(min=0), second.clamp(min=0)
+    torch.testing.assert_close(ours, naive_sup_con(*rectified, 0.2, [0, 1, 0, 2, 0]))
+
+
+def test_density_is_largest_where_all_entries_are_equal():
+    assert density(torch.full((3, 16), 2.0)).item() == pytest.approx(0.25)
+    assert density(torch.eye(4)).item() == pytest.approx(0.25)
+    assert density(torch.tensor([[3.0, -4.0]])).item() == pytest.approx(0.7)

@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
 def test_collapse_is_warned_about(monkeypatch, caplog):
     from monoeval.training import pretrain as module
 
-    monkeypatch.setattr(module, "_alive", lambda *_: 0.01)
+    monkeypatch.setattr(module._Training, "_alive", lambda _: 0.01)
     with caplog.at_level(logging.WARNING, "monoeval"):
         pretrain(PretrainSpec(objective="ncl", epochs=1), digits(20), seed=0, device=CPU)
     assert "collapsed" in caplog.text
