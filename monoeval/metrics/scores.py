@@ -59,12 +59,42 @@ def area_under_levels(levels: ArrayLike, accuracies: ArrayLike) -> float:
 
     Raises MonoevalError for fewer than two distinct levels.
     """
-    x, y = np.asarray(levels, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
-    if len(np.unique(x)) < 2 or x.shape != y.shape:
+    weights, y = level_weights(levels), np.asarray(accuracies, dtype=np.float64)
+    if weights.shape != y.shape:
+        raise MonoevalError("An area under a curve needs two or more levels, with one accuracy each.")
+    return float(weights @ y)
+
+
+def level_weights(levels: ArrayLike) -> NDArray[np.float64]:
+    """Weights [L], which sum to 1, of the accuracies at `levels` [L] in the area under them (trapezoids).
+
+    Raises MonoevalError for fewer than two distinct levels.
+    """
+    x = np.asarray(levels, dtype=np.float64)
+    if len(np.unique(x)) < 2:
         raise MonoevalError("An area under a curve needs two or more levels, with one accuracy each.")
     order = np.argsort(x, kind="stable")
-    x, y = x[order], y[order]
-    return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / (x[-1] - x[0]))
+    steps = np.diff(x[order]) / (2 * (x.max() - x.min()))
+    weights = np.zeros(len(x))
+    weights[order[1:]] += steps
+    weights[order[:-1]] += steps
+    return weights
+
+
+def balanced(values_ru: NDArray[np.float64], labels_r: Labels) -> NDArray[np.float64]:
+    """`values_ru` [R, U] turned so that the mean over rows counts every class of `labels_r` [R] alike.
+
+    Row i of class c, of n_c rows with mean m_c, becomes M + (v_i − m_c) R/(K n_c) √(n_c/(n_c − 1)), M the mean
+    over the K classes of m_c (balanced accuracy, where the values are correctness). The spread of these rows is
+    that of M for given numbers of rows a class; weights R/(K n_c) alone would add what differs between classes.
+    """
+    _, label, count = np.unique(labels_r, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(count), values_ru.shape[1]))
+    np.add.at(sums, label, values_ru)
+    class_mean = sums / count[:, None]
+    scale = len(label) / (len(count) * count) * np.sqrt(count / np.maximum(count - 1, 1))
+    made: NDArray[np.float64] = class_mean.mean(0) + (values_ru - class_mean[label]) * scale[label, None]
+    return made
 
 
 def relative_accuracy(accuracy: float, clean: float) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 
 from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
+from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
 from monoeval.report.scores import Point, Scores, mean_measures, point_of
 from monoeval.report.wording import signed
@@ -43,6 +44,7 @@ def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Tabl
         ),
         protocols=tuple(dict.fromkeys(p.protocol for p in points)),
         rows=max((row.rows for row in rows if point_of(row) in here), default=0),
+        measures=measures(scores, [arm["name"] for arm in arms], made, primary),
     )
 
 

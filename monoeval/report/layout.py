@@ -86,19 +86,25 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
             for p in some
         ]
         rest = [p for column in made if not column.negative_control for p in column.points]
-        # level 0 changes nothing, so it is no part of a summary of the change
-        primary = tuple(p for p in rest if p.level) or tuple(rest)
+        # what changes nothing is no part of a summary of the change
+        unchanged = 1 if scenario == "imbalance" else 0
+        primary = tuple(p for p in rest if p.level != unchanged) or tuple(rest)
     made = [column for column in made if column.points]
     if len(primary) == 1:
         place = next(i for i, column in enumerate(made) if column.points == primary)
-        return tuple(made), place, f"accuracy at {made[place].label}"
-    words = f"mean accuracy over {len(primary)} {_LEVELS.get(scenario, 'levels')}"
+        return tuple(made), place, f"{_quantity(scenario)} at {made[place].label}"
+    words = f"mean {_quantity(scenario)} over {len(primary)} {_LEVELS.get(scenario, 'levels')}"
     if any(column.negative_control for column in made):
         words += " with label signal"
     return (*made, Column("mean", primary)), len(made), words
 
 
+def _quantity(scenario: str) -> str:
+    return "balanced accuracy" if scenario == "imbalance" else "accuracy"
+
+
 _LEVELS = {
+    "imbalance": "ratios of class sizes",
     "label-noise": "noise rates",
     "few-shot": "numbers of shots",
     "input-noise": "noise levels",

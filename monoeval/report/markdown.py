@@ -47,6 +47,10 @@ def _scenario(table: Table, figure: str | None) -> Iterable[str]:
     cells = [[arm, *(wording.accuracy(c, footnotes) for c in row)] for arm, row in table.cells.items()]
     yield "Accuracy in per cent, with the half-width of its 95 % interval:"
     yield _grid(["arm", *headings], cells)
+    headings_of, lines_of = wording.summary_table(table)
+    if lines_of:
+        yield f"{_escape(wording.ABOUT_SUMMARY)}"
+        yield _grid(headings_of, lines_of)
     if table.comparisons:
         yield f"Paired differences in points, with 95 % intervals ({_escape(table.primary_label)}):"
         lines = []

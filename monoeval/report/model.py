@@ -74,6 +74,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Value:
+    """A summary measure of one arm, a share; its 95 % interval where it has one."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One summary measure of the arms that have it."""
+
+    name: str
+    label: str
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
 class Table:
     """One scenario, or one of its protocols where they cannot be averaged."""
 
@@ -93,6 +111,7 @@ class Table:
     protocols: tuple[str, ...]
     rows: int
     """Test rows of the largest test set."""
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.scores import balanced
 from monoeval.suite.ledger import Row, read_rows
 
 
@@ -49,6 +50,8 @@ class Sample:
     conditional: bool
     remarks: tuple[str, ...]
     """What was left out to keep the pairs whole."""
+    ids: NDArray[np.int64]  # [R], sorted
+    labels: NDArray[np.int64]  # [R]
 
 
 class Scores:
@@ -137,8 +140,12 @@ class Scores:
         """The units that have a score of `arm` (and of `against`) at `point`."""
         return tuple(unit for unit in self.units if self._pairs(arm, against, point, unit)[0])
 
-    def sample(self, arm: str, points: Sequence[Point], against: str | None = None) -> Sample | None:
+    def sample(
+        self, arm: str, points: Sequence[Point], against: str | None = None, *, weigh: bool = True
+    ) -> Sample | None:
         """Correctness of `arm`, minus that of `against`, over the units that have a score at all `points`.
+
+        Under imbalance the values are those of `metrics.scores.balanced`, unless `weigh` is false.
 
         Rows are paired by id, repeats by number; None where no unit has them all.
         """
@@ -173,6 +180,9 @@ class Scores:
                 for pair in found:
                     for row, sign in zip(pair, (weight, -weight), strict=False):
                         values[:, column] += sign * self._correct(row, ids)
+        labels = _labels(tests, ids)
+        if weigh and points[0].scenario == "imbalance":
+            values = balanced(values, labels)
         return Sample(
             values,
             groups,
@@ -180,7 +190,17 @@ class Scores:
             drawn=any(_seeds(row) != (None, None, None) for row in used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
+            ids=ids,
+            labels=labels,
         )
+
+    def measures(self, arm: str, points: Sequence[Point]) -> dict[str, float]:
+        """`Row.measures` of the arm's scores at `points`, averaged within each point and then over them.
+
+        A measure that one of the points lacks is left out.
+        """
+        found = [_means(row.measures for row in self._of[arm, point] if row.status == "ok") for point in points]
+        return {name: value for name, value in _means(found).items() if all(name in some for some in found)}
 
     @cache  # noqa: B019 (one report holds one of these)
     def _pairs(self, arm: str, against: str | None, point: Point, unit: int) -> tuple[list[tuple[Row, ...]], int]:
@@ -243,6 +263,16 @@ class Scores:
                 place=np.argsort(order, kind="stable"),
             )
         return made
+
+
+def _labels(tests: Sequence[TestRows], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels [R] of the rows `ids`, each from a test set that has it."""
+    labels = np.empty(len(ids), dtype=np.int64)
+    for test in tests:
+        place = np.minimum(np.searchsorted(ids, test.ids), len(ids) - 1)
+        inside = ids[place] == test.ids
+        labels[place[inside]] = test.labels[inside]
+    return labels
 
 
 def _read(path: Path, columns: list[str]) -> Any:

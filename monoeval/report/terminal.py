@@ -10,6 +10,7 @@ from monoeval.report import wording
 from monoeval.report.model import Comparison, Summary, Table
 
 _NAMES = 34  # characters for the arms' names
+_MEASURE = 12  # characters for a summary measure, and the widest word of its heading
 _STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
 
 
@@ -23,6 +24,7 @@ def render(summary: Summary, width: int = 100) -> list[RenderableType]:
         parts.append(Text(summary.note.strip()))
     for table in summary.tables:
         parts += [Text(), *_scenario(table, width)]
+    parts += _overview(summary, width - _NAMES)
     if summary.adapters:
         headings, lines = wording.adapter_table(summary)
         grid = _grid(headings[0])
@@ -32,6 +34,20 @@ def render(summary: Summary, width: int = 100) -> list[RenderableType]:
             grid.add_row(*(Text(cell) for cell in line[:5]))
         parts += [Text(), Text("Adapters and codes", style="bold"), grid]
     return [*parts, Text(), *(_hanging("·", note) for note in summary.notes)]
+
+
+def _overview(summary: Summary, room: int) -> list[RenderableType]:
+    """As many of the chosen summary measures as fit, their headings over several lines."""
+    headings, lines = wording.overview(summary)
+    shown = 1 + max(1, room // (_MEASURE + 2))
+    if not lines:
+        return []
+    grid = _grid(headings[0])
+    for heading in headings[1:shown]:
+        grid.add_column(Text(heading), justify="right", max_width=_MEASURE, vertical="bottom")
+    for line in lines:
+        grid.add_row(*(Text(cell) for cell in line[:shown]))
+    return [Text(), Text("Summary measures, % (all of them are in report.md)", style="bold"), grid]
 
 
 def _grid(first: str) -> Grid:

@@ -1,10 +1,11 @@
 """How numbers are written, the same in every format: accuracies in per cent, differences in percentage points."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monoeval.metrics.paired import Interval
-from monoeval.report.model import Cell, Column, Comparison, Difference, Summary, Table
+from monoeval.report.model import Cell, Column, Comparison, Difference, Measure, Summary, Table, Value
 
 MINUS = "\N{MINUS SIGN}"
 NOT_AVAILABLE = "n/a"
@@ -108,6 +109,45 @@ def about(summary: Summary) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: a, b and c."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+ABOUT_SUMMARY = (
+    "Summary measures, in per cent. Relative accuracy is a share of the arm's own accuracy without the change. "
+    "ECE is the expected calibration error (15 equal bins of confidence; it falls with more rows); scaled: "
+    "after one temperature that was fitted on the other half of the test rows. The worst class is picked after "
+    "the fact. What stands without an interval is a mean over scores."
+)
+
+
+def summary_table(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the summary measures of a table, and nothing where it has none."""
+    lines = [[arm, *(measure(m, arm) for m in table.measures)] for arm in table.cells]
+    return ["arm", *(m.label for m in table.measures)], lines if table.measures else []
+
+
+def measure(of: Measure, arm: str) -> str:
+    """A summary measure in per cent with the half-width of its interval, if it has one; a temperature as it is."""
+    value = of.values.get(arm, Value(float("nan")))
+    if not math.isfinite(value.mean):
+        return NOT_AVAILABLE
+    if of.name == "temperature":
+        return f"{value.mean:.2f}"
+    text = f"{100 * value.mean:.1f}".replace("-", MINUS)
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} ± {50 * (value.high - value.low):.1f}".replace("inf", "∞")
+
+
+def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """One table for the whole report: of each scenario the measure that says most that its table does not."""
+    chosen = []
+    for table in summary.tables:
+        first = {"ood": ("gap",), "clean": ("ece", "ece_t")}.get(table.scenario, ("area", "relative_accuracy"))
+        found = [m for name in first for m in table.measures if m.name.startswith(name)]
+        found = found if table.scenario == "clean" else found[:1]
+        chosen += [(f"{table.title}: {m.label}", m) for m in found]
+    lines = [[arm, *(measure(m, arm) for _, m in chosen)] for arm in summary.arms]
+    return ["arm", *(label for label, _ in chosen)], lines if chosen else []
 
 
 def lead(table: Table) -> str:

@@ -199,7 +199,7 @@ def _older(report: Path, ledger: Path) -> bool:
 
 def _start_anew(folder: Path) -> None:
     """Delete what a run wrote; the ledger first, so that what is left never speaks of files that are gone."""
-    for name in ("results.jsonl", "recipe.yaml", "report.html", "report.md", "report.csv"):
+    for name in ("results.jsonl", "recipe.yaml", "report.html", "report.md", "report.csv", "summary.csv"):
         (folder / name).unlink(missing_ok=True)
     for name in ("predictions", "tests", "transitions", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -87,6 +87,10 @@ def test_csv_has_a_line_a_score(full_study: RunFolder) -> None:
     assert len(lines) == full_study.count
     assert {line["arm"] for line in lines} == {"raw", "random", "sae"}
     assert 0 < float(lines[0]["accuracy"]) < 1
+    with (full_study.folder / "summary.csv").open(newline="", encoding="utf-8") as stream:
+        measures = list(csv.DictReader(stream))
+    (gap,) = (line for line in measures if (line["arm"], line["measure"]) == ("sae", "gap"))
+    assert float(gap["low"]) < float(gap["value"]) < float(gap["high"])
 
 
 def test_terminal_fits_in_100_columns(run_folder: Callable[..., RunFolder]) -> None:

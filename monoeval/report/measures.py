@@ -1,0 +1,126 @@
+"""Summary measures of every arm in one table, from the ledger and its predictions alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from monoeval.metrics.paired import paired_difference
+from monoeval.metrics.scores import balanced, level_weights
+from monoeval.report.layout import by_series
+from monoeval.report.model import Column, Measure, Value
+from monoeval.report.scores import Point, Sample, Scores
+
+_KEPT = {"ece": "ECE", "ece_t": "ECE, scaled", "temperature": "temperature"}
+"""Measures of `Row.measures` that are shown first, and their headings."""
+
+Part = tuple[Sample, float]
+"""The correctness of an arm at one point, and the weight of its mean in a measure."""
+
+
+def measures(scores: Scores, arms: Sequence[str], columns: Sequence[Column], primary: int) -> tuple[Measure, ...]:
+    """The summary measures of a table with these `columns`; those that no arm has are left out.
+
+    Areas are over the levels that are no negative control, level 0 among them; all else is of the points of the
+    primary column. What is made of means of rows has its 95 % interval over test rows crossed with seeds. The
+    worst class is the one that came out worst, so its accuracy lies below what that class would score on new rows,
+    and has no interval; nor has what the ledger keeps one number a score of, averaged over scores here.
+    """
+    here = list(dict.fromkeys(p for column in columns if not column.negative_control for p in column.points))
+    changed = columns[primary].points
+    scenario = changed[0].scenario
+    clean = [p for p in here if p.level == 0 and p not in changed]
+    if scenario in {"few-shot", "imbalance"}:
+        clean = [p for p in scores.points if p.scenario == "clean"][:1]
+    found: dict[tuple[str, str], dict[str, Value | None]] = {}
+    for arm in arms:
+        if scenario in {"label-noise", "input-noise"}:
+            lines = {name: line for name, line in by_series(here).items() if len({p.level for p in line}) > 1}
+            for name, line in lines.items():
+                label = f"area, {name}" if len(lines) > 1 else "area under the curve"
+                weights = level_weights([p.level for p in line])
+                area = _samples(scores, arm, dict(zip(line, weights, strict=True)))
+                found.setdefault((f"area_{name}", label), {})[arm] = _combined(area)
+        parts = _samples(scores, arm, dict.fromkeys(changed, 1 / len(changed)))
+        if clean:
+            weights_of = dict.fromkeys(changed, 1 / len(changed)) | dict.fromkeys(clean, 1 / len(clean))
+            both = _samples(scores, arm, weights_of)
+            after, before = both[: len(changed)], both[len(changed) :]
+            found.setdefault(("relative_accuracy", "relative accuracy"), {})[arm] = _ratio(after, before)
+            if scenario in {"ood", "subpopulation"}:
+                gap = [*before, *((sample, -weight) for sample, weight in after)]
+                found.setdefault(("gap", "gap to the source"), {})[arm] = _combined(gap)
+        even = [(replace(sample, values=balanced(sample.values, sample.labels)), w) for sample, w in parts]
+        found.setdefault(("balanced_accuracy", "balanced accuracy"), {})[arm] = _combined(even)
+        found.setdefault(("worst_class", "worst class"), {})[arm] = _worst(parts)
+    kept = {arm: scores.measures(arm, changed) for arm in arms}
+    for name in dict.fromkeys([*_KEPT, *(name for of_arm in kept.values() for name in of_arm)]):
+        label = _KEPT.get(name, name.replace("_", " "))
+        found[name, label] = {arm: Value(of[name]) if name in of else None for arm, of in kept.items()}
+    made = (
+        Measure(name, label, {arm: value for arm, value in values.items() if value is not None})
+        for (name, label), values in found.items()
+    )
+    return tuple(measure for measure in made if measure.values)
+
+
+def _samples(scores: Scores, arm: str, weights: Mapping[Point, float]) -> list[Part]:
+    """A sample of each point, all of the same seeds; empty where no seed has them all."""
+    samples = [scores.sample(arm, [point], weigh=False) for point in weights]
+    there = [sample for sample in samples if sample is not None]
+    units = tuple(u for u in scores.units if all(u in sample.units for sample in there))
+    if not units or len(there) < len(samples):
+        return []
+    chosen = [
+        replace(s, values=s.values[:, [s.units.index(u) for u in units]], units=units) if s.units != units else s
+        for s in there
+    ]
+    return list(zip(chosen, weights.values(), strict=True))
+
+
+def _mean(parts: Sequence[Part]) -> float:
+    return float(sum(weight * sample.values.mean() for sample, weight in parts))
+
+
+def _combined(parts: Sequence[Part], estimate: float | None = None) -> Value | None:
+    """Σ weight · mean, or `estimate` where that sum is its linearisation, with the interval of the sum.
+
+    Parts may be of unlike rows. Row i of R in all stands for estimate + Σ_p w_p ((x_ip − m_p) R/R_p + m_p − m̄_p)
+    over the parts it is in, m_p the mean of a seed and m̄_p that of all seeds: its mean is the estimate, and rows
+    spread as within their parts.
+    """
+    if not parts:
+        return None
+    ids = np.unique(np.concatenate([sample.ids for sample, _ in parts]))
+    values = np.full((len(ids), len(parts[0][0].units)), _mean(parts) if estimate is None else estimate)
+    groups = -1 - np.arange(len(ids))  # rows without one are their own
+    for sample, weight in parts:
+        level, place = sample.values.mean(0), np.searchsorted(ids, sample.ids)
+        values += weight * (level - level.mean())
+        values[place] += weight * len(ids) / len(sample.ids) * (sample.values - level)
+        if sample.groups is not None:
+            groups[place] = sample.groups
+    found = paired_difference(values, groups if (groups >= 0).any() else None)
+    return Value(found.mean, found.low, found.high)
+
+
+def _ratio(after: Sequence[Part], before: Sequence[Part]) -> Value | None:
+    """The mean of `after` as a share of that of `before`; the derivatives of a/c are 1/c and −a/c²."""
+    base = _mean(before)
+    if not base:
+        return None
+    share = _mean(after) / base
+    parts = [(sample, weight / base) for sample, weight in after]
+    parts += [(sample, -share * weight / base) for sample, weight in before]
+    return _combined(parts, share)
+
+
+def _worst(parts: Sequence[Part]) -> Value | None:
+    """The smallest accuracy of a class, each averaged over seeds and over the points that have it."""
+    found: dict[int, list[float]] = {}
+    for sample, _ in parts:
+        right = sample.values.mean(1)
+        count, hits = np.bincount(sample.labels), np.bincount(sample.labels, weights=right)
+        for label in np.flatnonzero(count):
+            found.setdefault(int(label), []).append(hits[label] / count[label])
+    return Value(min(float(np.mean(some)) for some in found.values())) if found else None
