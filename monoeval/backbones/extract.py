@@ -218,7 +218,8 @@ def _prepare(
     ids: NDArray[np.str_],
     transform: Transform | None,
 ) -> Tensor:
-    from monoeval.data.transforms import add_noise, corrupt, view
+    from monoeval.data.corruptions import corrupt
+    from monoeval.data.transforms import add_noise, view
 
     size = backbone.preprocess.image_size
     stage = _stage(transform)

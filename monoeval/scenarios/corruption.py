@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from monoeval.data.corruptions import CORRUPTIONS, EXTRAS, SUBSTITUTES
 from monoeval.data.images import DataSpec, Transform
-from monoeval.data.transforms import CORRUPTIONS, EXTRAS
 from monoeval.errors import unknown
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
@@ -35,10 +35,11 @@ class Corruption(Spec):
         for kind in self.kinds:
             for severity in (0, *self.severities):
                 transform = Transform(name=kind, stage="image", severity=severity) if severity else None
+                called = SUBSTITUTES.get(kind, kind)
                 yield Trial(
                     scenario=self.name,
-                    protocol=f"corruption/onthefly/{kind}@{severity}",
-                    series=kind,
+                    protocol=f"corruption/onthefly/{called}@{severity}",
+                    series=called,
                     level=severity,
                     data=data,
                     test=TestSet(data=data, transform=transform),

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monoeval.backbones.load import Backbone
+from monoeval.data.corruptions import corruption_table
 from monoeval.data.images import Ints
 from monoeval.data.label_noise import Transitions, label_signal
-from monoeval.data.transforms import corruption_table
 from monoeval.keys import draw_seed
 from monoeval.metrics.calibration import calibration
 from monoeval.metrics.scores import RowScores, row_scores

@@ -14,8 +14,9 @@ from monoeval.backbones.extract import extract
 from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.cache import clear, entries, trim, verify
+from monoeval.data.corruptions import corrupt
 from monoeval.data.images import Transform
-from monoeval.data.transforms import add_noise, corrupt, view, views
+from monoeval.data.transforms import add_noise, view, views
 from monoeval.errors import MonoevalError, UsageError
 
 BLUR = Transform(name="gaussian_noise", stage="image", severity=2)
