@@ -14,7 +14,7 @@ from monoeval.errors import unknown
 from monoeval.files import cache_dir, cannot_write
 from monoeval.keys import file_key
 
-KINDS = ("features", "adapters", "backbones", "pretrained", "arrow", "labels", "fingerprints")
+KINDS = ("features", "adapters", "backbones", "pretrained", "texts", "arrow", "labels", "fingerprints")
 
 
 @dataclass(frozen=True)

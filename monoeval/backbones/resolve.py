@@ -125,6 +125,26 @@ def check_available(spec: BackboneSpec) -> None:
         raise no_weights(resolved)
 
 
+def has_text_tower(spec: BackboneSpec) -> bool:
+    """Whether features of `spec` share a space with text: those that an image-text model gives at its end."""
+    return spec.pretrain is None and spec.layer is None and resolve(spec).kind == "open_clip"
+
+
+def check_text_tower(spec: BackboneSpec) -> None:
+    """Raise UsageError where class names cannot be compared with the features of `spec`."""
+    if has_text_tower(spec):
+        return
+    if spec.pretrain is None and resolve(spec).kind == "open_clip":
+        raise UsageError(
+            f"Features of the layer {spec.layer} are not in the space of the text of {spec.model}: leave out "
+            "--layer for zero-shot."
+        )
+    name = spec.model or "A backbone that the recipe pretrains"
+    raise UsageError(
+        f"{name} has no text tower, so it cannot classify zero-shot: name a CLIP-like model such as clip_vit_b32."
+    )
+
+
 def no_weights(resolved: Resolved) -> MonoevalError:
     """The sentence for pretrained weights that could not be got."""
     if hub.offline():

@@ -92,7 +92,7 @@ def _timm_error(
     error: Exception, resolved: Resolved, spec: BackboneSpec, names: list[str], tagged: list[str]
 ) -> MonoevalError:
     """The sentence for what timm could not make."""
-    if _is_download(error):
+    if is_download(error):
         return no_weights(resolved)
     architecture = resolved.architecture
     if "hf-hub:" not in resolved.name and architecture not in names:
@@ -104,38 +104,46 @@ def _timm_error(
     if spec.weights == "pretrained" and "pretrained weights" in str(error).lower():
         return UsageError(f"timm has no weights for {resolved.name}: give --weights FILE or --weights random.")
     if spec.image_size is not None:
-        return UsageError(
-            f"{resolved.name} cannot take images of {spec.image_size} pixels ({_first_line(error)})."
-        )
-    return MonoevalError(f"timm could not make {resolved.name}: {_first_line(error)}")
+        return UsageError(f"{resolved.name} cannot take images of {spec.image_size} pixels ({first_line(error)}).")
+    return MonoevalError(f"timm could not make {resolved.name}: {first_line(error)}")
 
 
-def _open_clip(resolved: Resolved, spec: BackboneSpec) -> Network:
+def image_text_model(resolved: Resolved, spec: BackboneSpec) -> nn.Module:
+    """The whole open_clip model, with its text tower, as `build` makes it; random weights need the same seed.
+
+    Raises MonoevalError where it cannot be made, UsageError for a checkpoint that does not fit.
+    """
     import open_clip
 
-    architecture, tag = resolved.architecture, resolved.tag
     pretrained = spec.weights == "pretrained"
     logging.disable(logging.WARNING)  # it warns on the root logger of weights that were not asked for
     try:
-        model = open_clip.create_model(
-            architecture,
-            pretrained=tag if pretrained and tag else None,
+        model: nn.Module = open_clip.create_model(
+            resolved.architecture,
+            pretrained=resolved.tag if pretrained and resolved.tag else None,
             load_weights=pretrained,
             pretrained_text=False,
             require_pretrained=pretrained,
             force_image_size=spec.image_size,
         )
     except Exception as error:
-        if _is_download(error) or "download" in str(error).lower() or "hub" in str(error).lower():
+        if is_download(error) or "download" in str(error).lower() or "hub" in str(error).lower():
             raise no_weights(resolved) from error
-        raise MonoevalError(f"open_clip could not make {resolved.name}: {_first_line(error)}") from error
+        raise MonoevalError(f"open_clip could not make {resolved.name}: {first_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
     if spec.weights not in {"pretrained", "random"}:
         load_strictly(model, Path(spec.weights), resolved.name, ())
-    model.eval()
-    visual = model.visual
-    tagged = open_clip.get_pretrained_cfg(architecture, tag) or {}  # random weights see images as the tag's do
+    return model.eval()
+
+
+def _open_clip(resolved: Resolved, spec: BackboneSpec) -> Network:
+    import open_clip
+
+    visual: Any = image_text_model(resolved, spec).visual
+    tagged = (
+        open_clip.get_pretrained_cfg(resolved.architecture, resolved.tag) or {}
+    )  # random weights see images as the tag's do
     config = {**visual.preprocess_cfg, **{k: tagged[k] for k in PREPROCESSING if k in tagged}}
     size = config["size"]
     size = size if isinstance(size, int) else size[0]
@@ -164,7 +172,7 @@ def _factory(resolved: Resolved, spec: BackboneSpec) -> Network:
         module = make() if callable(make) else None
     except (Exception, SystemExit) as error:  # a script that ends itself would end this run in silence
         raise MonoevalError(
-            f"{resolved.path}:{resolved.attribute} failed: {type(error).__name__}: {_first_line(error)}"
+            f"{resolved.path}:{resolved.attribute} failed: {type(error).__name__}: {first_line(error)}"
         ) from error
     if make is None:
         public = [n for n, value in vars(code).items() if callable(value) and not n.startswith("_")]
@@ -224,7 +232,7 @@ def _folder(resolved: Resolved, spec: BackboneSpec) -> Network:
     return Network(module, module.backbone, preprocess, {**info, "projected": False})
 
 
-def _is_download(error: BaseException | None) -> bool:
+def is_download(error: BaseException | None) -> bool:
     """Whether `error`, or what caused it, is about a file that could not be fetched."""
     while error is not None:
         if type(error).__name__ in OFFLINE_ERRORS:
@@ -233,5 +241,5 @@ def _is_download(error: BaseException | None) -> bool:
     return False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -48,9 +48,9 @@ def _entries(kind: str) -> dict[str, str]:
 
         return {name: f"{m.description}{' (control)' if m.is_control else ''}" for name, m in METHODS.items()}
     if kind == "probes":
-        from monoeval.probes.spec import PROBES
+        from monoeval.probes.spec import PROBES, TEXT_PROBES
 
-        return {name: str(probe.__doc__).splitlines()[0] for name, probe in PROBES.items()}
+        return {name: str(probe.__doc__).splitlines()[0] for name, probe in {**PROBES, **TEXT_PROBES}.items()}
     if kind == "data":
         from monoeval.data.load import DATASETS
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError, unknown
-from monoeval.probes.spec import PROBES, ProbeSpec
+from monoeval.probes.spec import PROBES, TEXT_PROBES, ProbeSpec
 
 Model = Annotated[
     list[str] | None,
@@ -25,6 +25,10 @@ DataName = Annotated[
     str | None, typer.Option("--data", "-d", help="digits, a hub id, or a folder of images or parquet.")
 ]
 Target = Annotated[str | None, typer.Option(help="The shifted data set of the ood scenario.")]
+ZeroShot = Annotated[
+    bool,
+    typer.Option("--zero-shot", help="Also score class names as CLIP-like models read them, and WiSE averages."),
+]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it cannot be guessed.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
 Split = Annotated[
@@ -72,6 +76,8 @@ def probe_spec(kind: str | None) -> ProbeSpec | None:
     """The specification of `--probe` with the settings of its kind, or None where it was not given."""
     if kind is None:
         return None
+    if kind in TEXT_PROBES:
+        raise UsageError(f"{kind} reads class names and is no probe of every arm: give --zero-shot instead.")
     if kind not in PROBES:
         raise unknown("probe", kind, PROBES)
     return TypeAdapter[ProbeSpec](ProbeSpec).validate_python(kind)

@@ -9,6 +9,7 @@ def probe(
     method: o.Method = None,
     probe: o.Probe = None,
     data: o.DataName = "digits",
+    zero_shot: o.ZeroShot = False,
     seeds: o.Seeds = 3,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -44,6 +45,7 @@ def probe(
         models=tuple(o.backbone_specs(models, weights, layer, pool, image_size, precision)),
         methods=tuple(AdapterSpec(method=name) for name in o.split_commas(method) or ["sae"]),
         probe=o.probe_spec(probe) or Logistic(),
+        zero_shot=zero_shot,
         scenarios=({"name": "clean"},),
     )
     if dry_run:

@@ -25,6 +25,7 @@ def suite(
         Literal["noisy-val", "clean-val"] | None,
         typer.Option(help="Labels that probes are tuned on under label noise; clean-val is an oracle."),
     ] = None,
+    zero_shot: o.ZeroShot = False,
     seeds: o.Seeds = None,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -64,6 +65,7 @@ def suite(
         select_on=select_on,
         seeds=seeds,
         latents=latents,
+        zero_shot=zero_shot,
         limit=limit,
     )
     if dry_run:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from monoeval.data.prompts import TEMPLATES, check_template, read_templates
 from monoeval.spec import Spec
 
 Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -155,3 +156,45 @@ ProbeSpec = Annotated[
     BeforeValidator(_named),
 ]
 """Any probe, as a field of another specification."""
+
+
+Templates = Annotated[
+    tuple[Annotated[str, AfterValidator(check_template)], ...],
+    Field(min_length=1),
+    BeforeValidator(read_templates),
+]
+
+
+class ZeroShot(Spec):
+    """The class whose name, in prompts, is most like the image to an image-text model; nothing is fitted."""
+
+    kind: Literal["zero-shot"] = "zero-shot"
+    templates: Templates = TEMPLATES
+    """A list, or a YAML file with one; a class is the mean of its prompts' embeddings."""
+
+
+class WiSE(ZeroShot):
+    """(1 - α)·zero-shot + α·probe, in weights, of the last layer alone (after Wortsman et al. 2022)."""
+
+    kind: Literal["wise"] = "wise"  # type: ignore[assignment]
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """0 is the zero-shot classifier, 1 the probe."""
+    probe: ProbeSpec = Logistic()
+    """A linear one."""
+
+    @model_validator(mode="after")
+    def _linear(self) -> Self:
+        if isinstance(self.probe, KNN | Paper):
+            raise ValueError(f"wise averages weights with a linear probe, which {self.probe.kind} is not here")
+        return self
+
+
+TEXT_PROBES: dict[str, type[ZeroShot]] = {"zero-shot": ZeroShot, "wise": WiSE}
+"""Kinds that read class names: of arms whose codes are the unit-length features of an image-text model."""
+
+ArmProbe = Annotated[
+    Logistic | LabelSmoothing | GCE | SCE | Ridge | NearestMean | KNN | PaperCached | Paper | ZeroShot | WiSE,
+    Field(discriminator="kind"),
+    BeforeValidator(_named),
+]
+"""Any probe that a single arm may have."""

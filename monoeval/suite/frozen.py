@@ -7,7 +7,7 @@ than the ledger's one writer.
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 
@@ -55,8 +55,11 @@ UNMEASURED = (MonoevalError, TypeError)
 """What measures raise of codes that are not finite, and torch of sums in float64 where a device (MPS) has none."""
 
 
-def score(group: Group, device: str) -> list[Score]:
-    """Make every score of `group`, in the order of its trials."""
+def score(group: Group, device: str, make_probes: Callable[..., Probes] | None = None) -> list[Score]:
+    """Make every score of `group`, in the order of its trials.
+
+    `make_probes` takes the place of `fit_probes`, with its signature, where a learner has its own.
+    """
     started = time.perf_counter()
     spec = group.arm.adapter
     if group.match is not None:
@@ -73,7 +76,7 @@ def score(group: Group, device: str) -> list[Score]:
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    probes = fit_probes(
+    probes = (make_probes or fit_probes)(
         TrainingCodes.of(codes),
         problems,
         len(train.class_names),

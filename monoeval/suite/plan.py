@@ -1,6 +1,7 @@
 """From a recipe to the scores that are to be made, each with its key. No torch, no images decoded."""
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,7 +20,8 @@ from monoeval.data.load import load_data
 from monoeval.data.splits import long_tail, share, shots
 from monoeval.errors import UsageError
 from monoeval.keys import key
-from monoeval.probes.spec import ProbeSpec
+from monoeval.probes.spec import ArmProbe
+from monoeval.scenarios import AnyScenario
 from monoeval.scenarios.trial import Fit, LabelNoise, LongTail, Share, TestSet, Trial
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
@@ -44,7 +46,7 @@ class Group(Spec):
     """None where the recipe does not pretrain the backbone: it is the same for every seed."""
     adapter_seed: int | None
     draw: int | None
-    probe: ProbeSpec
+    probe: ArmProbe
     """The arm's, or else the recipe's."""
     match: "Group | None" = None
     """The arm that this one matches, without trials: what is needed to fit its adapter."""
@@ -88,21 +90,15 @@ def make_plan(recipe: Recipe) -> Plan:
     Raises UsageError for unknown names, too few rows for the shots asked, or domains without shared classes.
     """
     recipe = recipe.resolved()
-    together: dict[tuple[str, int | None], list[Trial]] = {}
-    for seed in range(recipe.seeds):
-        for scenario in recipe.scenarios:
-            for trial in scenario.trials(recipe.data, seed):
-                same = together.setdefault((trial.data.model_dump_json(), trial.draw), [])
-                if trial not in same:
-                    check(trial)
-                    same.append(trial)
+    fitted = _together(recipe, _trials)
+    unfitted = _together(recipe, _unfitted_trials) if any(map(fits_nothing, recipe.arms)) else {}
     groups: dict[tuple[object, ...], Group] = {}
     for seed in range(recipe.seeds):
         for arm in recipe.arms:
             backbone = recipe.backbones[arm.backbone]
             backbone_seed = seed if backbone.pretrain else None
             adapter_seed = seed if METHODS[arm.method].seeded else None
-            for (data, draw), some in together.items():
+            for (data, draw), some in (unfitted if fits_nothing(arm) else fitted).items():
                 if draw not in (None, seed):
                     continue
                 place = (arm.name, data, backbone_seed, adapter_seed, draw)
@@ -120,6 +116,39 @@ def make_plan(recipe: Recipe) -> Plan:
         return (backbone_seed, backbones.index(group.arm.backbone), arms.index(group.arm.name), adapter_seed, draw)
 
     return Plan(recipe, tuple(sorted(groups.values(), key=place_of)))
+
+
+def _together(
+    recipe: Recipe, trials: Callable[[AnyScenario, DataSpec, int], Iterable[Trial]]
+) -> dict[tuple[str, int | None], list[Trial]]:
+    """Distinct trials of all seeds by what they share: training data and draw."""
+    together: dict[tuple[str, int | None], list[Trial]] = {}
+    for seed in range(recipe.seeds):
+        for scenario in recipe.scenarios:
+            for trial in trials(scenario, recipe.data, seed):
+                same = together.setdefault((trial.data.model_dump_json(), trial.draw), [])
+                if trial not in same:
+                    check(trial)
+                    same.append(trial)
+    return together
+
+
+def fits_nothing(arm: Arm) -> bool:
+    """Whether the arm reads no training label, so that noise, shots and imbalance cannot reach it."""
+    return arm.probe is not None and arm.probe.kind == "zero-shot"
+
+
+def _trials(scenario: AnyScenario, data: DataSpec, seed: int) -> Iterable[Trial]:
+    return scenario.trials(data, seed)
+
+
+def _unfitted_trials(scenario: AnyScenario, data: DataSpec, seed: int) -> list[Trial]:
+    """The trials of an arm that fits nothing: one for all seeds, unless a seed draws more than what is fitted."""
+    here, next_seed = (
+        [trial.model_copy(update={"fit": Fit(), "draw": None}) for trial in scenario.trials(data, s)]
+        for s in (seed, seed + 1)
+    )
+    return here if here == next_seed else [trial.model_copy(update={"draw": seed}) for trial in here]
 
 
 def _group(recipe: Recipe, arm: Arm, seed: int, data: DataSpec) -> Group:
@@ -165,6 +194,8 @@ def _keys(group: Group) -> tuple[str, ...]:
         "probe": group.probe,
         "train": load(group.data).train.fingerprint,
     }
+    if group.arm.learner == "zero-shot":
+        shared["classes"] = load(group.data).train.class_names
     if group.arm.latents is not None:
         shared["latents"] = group.arm.latents
     if group.match is not None:

@@ -12,11 +12,24 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from monoeval.adapters.registry import controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
 from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.resolve import check_text_tower, has_text_tower
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
+from monoeval.data.prompts import TEMPLATES
 from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
-from monoeval.probes.spec import PROBES, Logistic, ProbeSpec
+from monoeval.probes.spec import (
+    KNN,
+    PROBES,
+    TEXT_PROBES,
+    ArmProbe,
+    Logistic,
+    Paper,
+    ProbeSpec,
+    Templates,
+    WiSE,
+    ZeroShot,
+)
 from monoeval.scenarios import SCENARIOS, AnyScenario
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
@@ -42,7 +55,7 @@ class Arm(Spec):
     """A name under `backbones`."""
     method: str = "identity"
     params: dict[str, int | float | str | bool] = {}  # noqa: RUF012 (pydantic copies defaults)
-    probe: ProbeSpec | None = None
+    probe: ArmProbe | None = None
     """None: the recipe's. Arms of unlike probes may share a table, but are not judged against each other."""
     latents: Literal["most", "least", "random"] | None = None
     """Probe only the most, the least or random monosemantic latents, matched in number, firing rate and energy and
@@ -55,6 +68,23 @@ class Arm(Spec):
     @property
     def adapter(self) -> AdapterSpec:
         return AdapterSpec(method=self.method, params=self.params)
+
+    @property
+    def learner(self) -> Literal["frozen", "zero-shot"]:
+        """What turns its trials into scores: a name in `suite.run.LEARNERS`."""
+        return "zero-shot" if isinstance(self.probe, ZeroShot) else "frozen"
+
+
+class TextArms(Spec):
+    """What stands beside each image-text model: its zero-shot classifier, and averages of it with the probe."""
+
+    templates: Templates = TEMPLATES
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5,)
+    """The share of the probe in each average (WiSE)."""
+
+
+def _switched(value: object) -> object:
+    return TextArms() if value is True else None if value is False else value
 
 
 class Recipe(Spec):
@@ -74,6 +104,8 @@ class Recipe(Spec):
     probe: ProbeSpec = Logistic()
     latents: bool = False
     """Beside each arm with a monosemantic adapter, three more: its most, least and random monosemantic latents."""
+    zero_shot: Annotated[TextArms | None, BeforeValidator(_switched)] = None
+    """`true`, or settings: beside each image-text model, arms that read class names."""
     scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -96,6 +128,11 @@ class Recipe(Spec):
                 )
             if arm.match in [other.name for other in self.arms if other.match is not None]:
                 raise ValueError(f"{arm.name} matches {arm.match}, which matches another arm: name that one")
+            if arm.learner == "zero-shot" and arm.adapter != AdapterSpec(method="l2norm"):
+                raise ValueError(
+                    f"{arm.name} compares class names with the codes of {arm.method}: give it method l2norm, the "
+                    "unit-length features that such models are trained on"
+                )
         for backbone in (*self.models, *self.backbones.values()):
             if (backbone.model is None) == (backbone.pretrain is None):
                 raise ValueError("a backbone needs either model or pretrain")
@@ -111,7 +148,9 @@ class Recipe(Spec):
                 if arm.match is not None and not issubclass(spec_of(arm.adapter).settings, DictionarySettings):
                     raise UsageError(f"{arm.name} has no k to match with: leave out match, or use random-topk.")
                 spec_of(arm.adapter)
-            return self._with_latents()
+                if arm.learner == "zero-shot":
+                    check_text_tower(self.backbones[arm.backbone])
+            return self._with_latents()._with_text()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -120,7 +159,7 @@ class Recipe(Spec):
             backbones[label] = model
             arms += _expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
-        return self.model_copy(update=fields)._with_latents()
+        return self.model_copy(update=fields)._with_latents()._with_text()
 
     def _with_latents(self) -> "Recipe":
         """With the arms that `latents` asks for: most and least are held against random ones."""
@@ -139,6 +178,35 @@ class Recipe(Spec):
                 fields = {"name": name, "latents": which, "baseline": baseline, "controls": ()}
                 arms.append(arm.model_copy(update=fields))
         return self.model_copy(update={"arms": tuple(arms), "latents": False})
+
+    def _with_text(self) -> "Recipe":
+        """With the arms that `zero_shot` asks for, beside the raw features of each backbone with a text tower."""
+        if self.zero_shot is None:
+            return self
+        if not any(map(has_text_tower, self.backbones.values())):
+            check_text_tower(next(iter(self.backbones.values())))
+        arms = {arm.name: arm for arm in self.arms}
+        for arm in self.arms:
+            if arm.method != "identity" or arm.latents is not None:
+                continue
+            if not has_text_tower(self.backbones[arm.backbone]):
+                log.warning("%s has no text tower and so no zero-shot arm.", arm.name)
+                continue
+            templates, fitted = self.zero_shot.templates, arm.probe or self.probe
+            if self.zero_shot.alphas and isinstance(fitted, KNN | Paper):
+                raise UsageError(
+                    f"WiSE averages weights with a linear probe, which {fitted.kind} is not: choose another "
+                    "probe, or write zero_shot: {alphas: []}."
+                )
+            added: dict[str, ZeroShot] = {f"{arm.name} zero-shot": ZeroShot(templates=templates)}
+            for alpha in self.zero_shot.alphas:
+                added[f"{arm.name} wise {alpha:g}"] = WiSE.model_validate(
+                    {"templates": templates, "alpha": alpha, "probe": fitted}
+                )
+            for name, probe in added.items():
+                fields = {"name": name, "method": "l2norm", "params": {}, "probe": probe, "baseline": arm.name}
+                arms.setdefault(name, arm.model_copy(update={**fields, "controls": ()}))
+        return self.model_copy(update={"arms": tuple(arms.values()), "zero_shot": None})
 
     def key(self) -> str:
         """Names the run folder; the note does not count."""
@@ -188,6 +256,7 @@ def changed(
     seeds: int | None = None,
     limit: int | None = None,
     latents: bool = False,
+    zero_shot: bool = False,
 ) -> Recipe:
     """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
 
@@ -206,7 +275,7 @@ def changed(
     if probe is not None:
         fields["probe"] = recipe.probe if recipe.probe.kind == probe.kind else probe
         arms = fields.get("arms", recipe.arms)
-        fields["arms"] = tuple(arm.model_copy(update={"probe": None}) for arm in arms)
+        fields["arms"] = tuple(_probed(arm, fields["probe"]) for arm in arms)
     fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
     fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
     if data is not None:
@@ -219,6 +288,8 @@ def changed(
         fields["seeds"] = seeds
     if latents:
         fields["latents"] = True
+    if zero_shot:
+        fields["zero_shot"] = recipe.zero_shot or TextArms()
     return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
 
 
@@ -229,6 +300,13 @@ def _selected_on(scenarios: tuple[AnyScenario, ...], select_on: SelectOn) -> tup
         s.model_copy(update={"select_on": select_on}) if isinstance(s, LabelNoiseScenario) else s
         for s in scenarios
     )
+
+
+def _probed(arm: Arm, probe: ProbeSpec) -> Arm:
+    """`arm` with the recipe's probe; one that reads class names goes on doing so."""
+    if isinstance(arm.probe, WiSE):
+        return arm.model_copy(update={"probe": arm.probe.model_copy(update={"probe": probe})})
+    return arm if arm.learner == "zero-shot" else arm.model_copy(update={"probe": None})
 
 
 def _plain(value: Any) -> Any:
@@ -247,8 +325,8 @@ def _fields(spec: Spec) -> dict[str, Any]:
 
 def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm, ...]:
     """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
-    arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity"}
-    for arm in list(arms.values()):
+    arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity" or arm.learner == "zero-shot"}
+    for arm in [arm for arm in arms.values() if arm.method == "identity"]:
         arms |= {new.name: new for new in _expand(arm, methods) if new.name not in arms}
     return tuple(
         arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()
@@ -342,6 +420,11 @@ def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recip
             advice = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(fields_here)}."
             raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
         if error["type"] == "union_tag_invalid":
+            if error["ctx"]["tag"] in TEXT_PROBES:
+                raise UsageError(
+                    f"{where}: {error['ctx']['tag']} reads class names and is no probe of every arm: write "
+                    "zero_shot: true, or give it to one arm."
+                ) from invalid
             known = ("probe", PROBES) if field == "kind" else ("scenario", SCENARIOS)
             raise UsageError(f"{where}: {unknown(known[0], str(error['ctx']['tag']), known[1])}") from invalid
         if error["type"] == "union_tag_not_found":

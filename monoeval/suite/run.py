@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_im
 from monoeval.suite.recipe import Recipe, load_recipe
 
 log = logging.getLogger("monoeval")
+LEARNERS = {"frozen": "monoeval.suite.frozen:score", "zero-shot": "monoeval.suite.zero_shot:score"}
+"""Learner → `module:function` of (group, device) that gives its scores; imported when it is first needed."""
 LIBRARIES = ("monoeval", "torch", "timm", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
 
 
@@ -97,8 +100,8 @@ def missing(plan: Plan, rows: Iterable[Row]) -> list[Group]:
 
 def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str, debug: bool) -> None:
     """Score one group and write it: sidecars first, then its lines at once."""
-    from monoeval.suite.frozen import score
-
+    module, function = LEARNERS[group.arm.learner].split(":")
+    score = getattr(import_module(module), function)
     try:
         scores = score(group, device)
     except MonoevalError as error:
