@@ -1,7 +1,6 @@
 """The methods by name, known without importing any of them."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
+from monoeval import plugins
 from monoeval.adapters.settings import (
     ArchetypalSettings,
     CSRSettings,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 GROUP = "monoeval.adapters"
 """The entry-point group of methods from other packages; each entry names a `Method` in a module without torch."""
-
-log = logging.getLogger("monoeval")
 
 
 @dataclass(frozen=True)
@@ -118,29 +116,18 @@ _BUILT_IN = (
 )  # fmt: skip
 
 
-def _collect(entries: "tuple[EntryPoint, ...]") -> tuple[dict[str, Method], dict[str, str]]:
+def _method(found: object, name: str) -> Method:
+    if isinstance(found, Method) and found.name == name:
+        return found
+    raise TypeError("a Method of that name")
+
+
+def _collect(entries: "Iterable[EntryPoint]") -> tuple[dict[str, Method], dict[str, str]]:
     """All methods, and for each name that cannot be used the reason why."""
-    methods, refused = {method.name: method for method in _BUILT_IN}, {}
-    for entry in entries:
-        package = entry.dist.name if entry.dist else entry.value
-        if entry.name in methods:
-            refused[entry.name] = f"{package} offers a method named {entry.name!r}, which exists already"
-            continue
-        try:
-            method = entry.load()
-        except Exception as error:  # another package's code: it must not take this one down
-            log.warning(
-                "The method %r of %s could not be imported (%s) and is left out.", entry.name, package, error
-            )
-            continue
-        if isinstance(method, Method) and method.name == entry.name:
-            methods[entry.name] = method
-        else:
-            log.warning("The method %r of %s is not a Method of that name and is left out.", entry.name, package)
-    return methods, refused
+    return plugins.collect("method", entries, {method.name: method for method in _BUILT_IN}, _method)
 
 
-METHODS, _REFUSED = _collect(tuple(entry_points(group=GROUP)))
+METHODS, _REFUSED = _collect(entry_points(group=GROUP))
 
 
 def spec_of(spec: AdapterSpec) -> Method:

@@ -52,11 +52,12 @@ def _entries(kind: str) -> dict[str, str]:
 
         return {name: str(probe.__doc__).splitlines()[0] for name, probe in {**PROBES, **TEXT_PROBES}.items()}
     if kind == "data":
-        from monoeval.data.load import DATASETS
+        from monoeval.data.load import DATASETS, LOADERS
+        from monoeval.data.loaders import about
 
-        return dict(DATASETS)
+        return {**DATASETS, **{name: about(loader) for name, loader in LOADERS.items()}}
     if kind == "scenarios":
-        from monoeval.scenarios import SCENARIOS
+        from monoeval.scenarios.registry import SCENARIOS
 
         return {name: str(scenario.__doc__).splitlines()[0] for name, scenario in SCENARIOS.items()}
     from monoeval.suite.recipe import load_recipe, recipes

@@ -2,10 +2,12 @@
 
 import logging
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 
+from monoeval.data import loaders
 from monoeval.data.embedded import EMBEDDED
 from monoeval.data.images import Data, DataSpec, ImageSet
 from monoeval.data.source import Source, Splits
@@ -37,6 +39,9 @@ DATASETS: dict[str, str] = {
 }
 """What `monoeval list data` shows: a name to type and one line about it."""
 
+LOADERS, REFUSED = loaders.collect(entry_points(group=loaders.GROUP), (*EMBEDDED, *ALIASES))
+"""The data sets of other packages, and why names that two packages claim cannot be used."""
+
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev")
 
@@ -44,13 +49,19 @@ TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev")
 def load_data(spec: DataSpec) -> Data:
     """Training and test images of `spec`, nothing decoded yet.
 
-    `name` is an embedded set, a folder (it starts with `.`, `/` or `~`, or exists), a short name or a hub id.
+    `name` is an embedded set, one of another package, a folder (it starts with `.`, `/` or `~`, or exists), a
+    short name or a hub id.
     Splits are those named, else train and test (or validation, where test is missing or has no labels). Where
     there is only one, 30 % of each class are held out for test by a hash of the row's id, the same everywhere.
     Classes are matched by name; those without a row in either split are left out, with a warning.
     Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels.
     """
-    data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
+    if spec.name in REFUSED:
+        raise UsageError(f"{REFUSED[spec.name]}: uninstall one of the two packages.")
+    if spec.name in LOADERS:
+        data = loaders.load(LOADERS[spec.name], spec)
+    else:
+        data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
     if spec.limit is None:
         return data
     whole = None if data.whole is None else _limited(data.whole, spec.limit)
@@ -90,7 +101,7 @@ def _splits(spec: DataSpec) -> tuple[str, Splits]:
         return path.resolve().name, _folder_splits(path, spec)
     hub = ALIASES.get(spec.name, spec.name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", hub):
-        near = nearest(spec.name, [*EMBEDDED, *ALIASES])
+        near = nearest(spec.name, [*EMBEDDED, *ALIASES, *LOADERS])
         advice = f"did you mean {near!r}?" if near else "`monoeval list data` shows the names."
         raise UsageError(
             f"There is no data set named {spec.name!r}: {advice} A folder is written as ./{spec.name.lstrip('/')}."

@@ -30,9 +30,10 @@ from monoeval.probes.spec import (
     WiSE,
     ZeroShot,
 )
-from monoeval.scenarios import SCENARIOS, AnyScenario
+from monoeval.scenarios import AnyScenario
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
+from monoeval.scenarios.registry import REFUSED, SCENARIOS, Listed
 from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
 
@@ -44,7 +45,7 @@ def _named(field: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
 
 
-Named = Annotated[AnyScenario, Field(discriminator="name"), _named("name")]
+Named = Annotated[Listed, Field(discriminator="name"), _named("name")]
 
 
 class Arm(Spec):
@@ -137,6 +138,8 @@ class Recipe(Spec):
             if (backbone.model is None) == (backbone.pretrain is None):
                 raise ValueError("a backbone needs either model or pretrain")
         repeated = [s.name for s in self.scenarios]
+        if claimed := next((REFUSED[name] for name in repeated if name in REFUSED), None):
+            raise ValueError(f"{claimed}: uninstall one of the two packages")
         if len(set(repeated)) < len(repeated):
             raise ValueError("a scenario is listed twice; give one entry several levels instead")
         return self
