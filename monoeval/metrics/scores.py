@@ -26,6 +26,8 @@ class RowScores:
 def row_scores(logits_nc: Logits, labels_n: Labels) -> RowScores:
     """Prediction, log-loss, largest probability and energy of each row; computed in float64.
 
+    The log-loss of a row of no class (label −1) is NaN.
+
     Raises MonoevalError where a row of logits holds NaN, +inf, or nothing but -inf.
     """
     logits = np.asarray(logits_nc, dtype=np.float64)
@@ -42,7 +44,9 @@ def row_scores(logits_nc: Logits, labels_n: Labels) -> RowScores:
     log_sum = np.log(np.exp(shifted).sum(1))
     return RowScores(
         prediction=logits.argmax(1).astype(np.int32),
-        log_loss=(log_sum - shifted[np.arange(len(logits)), labels_n]).astype(np.float32),
+        log_loss=np.where(
+            np.asarray(labels_n) < 0, np.nan, log_sum - shifted[np.arange(len(logits)), labels_n]
+        ).astype(np.float32),
         max_softmax=np.exp(-log_sum).astype(np.float32),
         energy=-(log_sum + top).astype(np.float32),
         tempered=tempered(logits),

@@ -1,11 +1,12 @@
 """Votes of the most similar training rows, found once for all problems on the same rows."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
@@ -60,6 +61,20 @@ def fit_neighbours(codes: TrainingCodes, problems: Sequence[Problem], n_classes:
             advance(len(shared.members))
     order = range(len(problems))
     return NeighbourProbes([voters[i] for i in order], spec.temperature, [choices[i] for i in order])
+
+
+@torch.no_grad()
+def distances_to_neighbour(
+    codes: TrainingCodes, rows: Ints, chunks: Iterable[Tensor | SparseRows], k: int
+) -> NDArray[np.float32]:
+    """Distance [n], 1 − cosine, of codes as the adapter gave them to their k-th most similar training row.
+
+    Cosines are of codes less their mean over the training `rows`, as in `fit_neighbours`; with fewer than k rows,
+    the distance is to the last.
+    """
+    reference = _Reference.of(codes, rows)
+    parts = [reference.search(reference.scaled(chunk), min(k, len(rows)))[0][:, -1].cpu() for chunk in chunks]
+    return (1 - torch.cat(parts)).numpy() if parts else np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)

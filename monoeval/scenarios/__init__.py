@@ -7,8 +7,11 @@ from monoeval.scenarios.imbalance import Imbalance
 from monoeval.scenarios.input_noise import InputNoise
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import OutOfDomain
+from monoeval.scenarios.ood_detection import OODDetection
 
-AnyScenario = Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | Imbalance | OutOfDomain
+AnyScenario = (
+    Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | Imbalance | OutOfDomain | OODDetection
+)
 SCENARIOS: dict[str, type[AnyScenario]] = {
     "clean": Clean,
     "label-noise": LabelNoiseScenario,
@@ -17,6 +20,7 @@ SCENARIOS: dict[str, type[AnyScenario]] = {
     "few-shot": FewShot,
     "imbalance": Imbalance,
     "ood": OutOfDomain,
+    "ood-detection": OODDetection,
 }
 """Each is settings from the recipe with a `trials(data, seed)`: the trials of one seed.
 

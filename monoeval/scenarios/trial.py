@@ -70,6 +70,17 @@ class TestSet(Spec):
     """Score only classes that this set has too, matched by name; None: all classes are the training set's."""
     whole: bool = False
     """Score all rows of a source that has one split only, rather than the part held out of it."""
+    outside: bool = False
+    """Score every row whatever its class, as of none of the training set's: its label is −1."""
+
+
+class Detection(Spec):
+    """How rows of elsewhere are told from those of the data."""
+
+    neighbours: int
+    """The distance to which nearest training row is kept of each test row (the last, where there are fewer)."""
+    positive: Literal["id", "ood"]
+    """Which side FPR95 calls positive."""
 
 
 class Trial(Spec):
@@ -87,5 +98,6 @@ class Trial(Spec):
     data: DataSpec
     fit: Fit = Fit()
     test: TestSet
+    detection: Detection | None = None
     draw: int | None = None
     repeat: int = 0

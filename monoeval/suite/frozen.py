@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +33,7 @@ from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.metrics.separation import scatter_ratio
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
+from monoeval.probes.neighbours import distances_to_neighbour
 from monoeval.probes.problem import Probes, Problem
 from monoeval.probes.spec import Paper
 from monoeval.scenarios.trial import TestSet, Trial
@@ -46,7 +47,7 @@ from monoeval.suite.plan import (
     test_images,
     tested_rows,
 )
-from monoeval.suite.score import Score, joined, predicted, row_of, scored
+from monoeval.suite.score import Score, joined, predicted, row_of, scored, told_apart
 from monoeval.training.pretrain import pretrain
 
 log = logging.getLogger("monoeval")
@@ -76,8 +77,9 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
+    training = TrainingCodes.of(codes)
     probes = (make_probes or fit_probes)(
-        TrainingCodes.of(codes),
+        training,
         problems,
         len(train.class_names),
         group.probe,
@@ -103,13 +105,18 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
         some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
         outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
+            trial = group.trials[position]
+            if trial.detection is not None:
+                near, k = fitted_rows(trial.fit, load(trial.data))[0], trial.detection.neighbours
+                distances = distances_to_neighbour(training, near, test_codes.chunks(rows), k)
+                predictions = replace(predictions, neighbour_distance=distances)
             row = row_of(group, position, backbone, probes.choices[probe], report)
             row = row.model_copy(update={"drift": moved})
-            done[position] = scored(row, group.trials[position], predictions, broken, labels)
+            done[position] = scored(row, trial, predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
         Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
-        for s in (done[i] for i in range(len(group.trials)))
+        for s in told_apart([done[i] for i in range(len(group.trials))])
     ]
 
 

@@ -103,6 +103,8 @@ class Predictions:
     energy: NDArray[np.float32]
     tempered: NDArray[np.float32] | None = None
     """[n, G] for `metrics.calibration`; in memory only."""
+    neighbour_distance: NDArray[np.float32] | None = None
+    """To the k-th nearest training row, of trials that detect rows of elsewhere."""
 
 
 class Ledger:
@@ -183,7 +185,8 @@ class Ledger:
 
     def add_predictions(self, row: Row, predictions: Predictions) -> None:
         """Write the per-row outcome of a score; its line in the ledger comes after."""
-        columns = {name: pa.array(values) for name, values in vars(predictions).items() if name != "tempered"}
+        kept = {name: values for name, values in vars(predictions).items() if values is not None}
+        columns = {name: pa.array(values) for name, values in kept.items() if name != "tempered"}
         table = pa.table({"row": pa.array(np.arange(len(predictions.prediction), dtype=np.int32)), **columns})
         with atomic(self.folder / str(row.predictions)) as temporary:
             pq.write_table(table, temporary)

@@ -243,6 +243,13 @@ def check(trial: Trial) -> None:
     else:
         fitted_rows(trial)
     shared = shared_classes(trial)
+    if trial.test.outside:
+        both = sorted(set(load(trial.data).train.class_names) & set(test_images(trial.test).class_names))
+        if both:
+            log.warning(
+                "%s has classes of %s (%s): what is detected is a change of domain, not of class.",
+                trial.test.data.name, trial.data.name, _some(both),
+            )  # fmt: skip
     if trial.test.shared_with is not None and trial.test.data != trial.data:
         source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
         for here, there in ((trial.data, source), (trial.test.data, target)):
@@ -334,8 +341,10 @@ def scored_classes(trial: Trial) -> Ints:
 
 
 def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
-    """Test rows [n] that are scored, and their labels [n] as positions in the training classes."""
+    """Test rows [n] that are scored, and their labels [n] as positions in the training classes (−1: of none)."""
     train, test = load(trial.data).train, test_images(trial.test)
+    if trial.test.outside:
+        return np.arange(len(test)), np.full(len(test), -1, dtype=np.int64)
     positions = {train.class_names[p]: p for p in scored_classes(trial)}
     mapped = np.array([positions.get(name, -1) for name in test.class_names], dtype=np.int64)[test.labels]
     rows = np.flatnonzero(mapped >= 0)

@@ -33,6 +33,7 @@ from monoeval.probes.spec import (
 from monoeval.scenarios import AnyScenario
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
+from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.scenarios.registry import REFUSED, SCENARIOS, Listed
 from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
@@ -283,7 +284,7 @@ def changed(
     fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
     if data is not None:
         fields["note"] = None  # it spoke of the recipe's own data
-    if target is not None and "ood" not in [s.name for s in fields["scenarios"]]:
+    if target is not None and not {"ood", "ood-detection"} & {s.name for s in fields["scenarios"]}:
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if select_on is not None:
         fields["scenarios"] = _selected_on(fields["scenarios"], select_on)
@@ -344,11 +345,11 @@ def _scenarios(
         if name not in SCENARIOS:
             raise unknown("scenario", name, SCENARIOS)
         scenario = listed[name] if name in listed else SCENARIOS[name]()
-        if isinstance(scenario, OutOfDomain):
+        if isinstance(scenario, OutOfDomain | OODDetection):
             if target is not None or data.name != recipe.data.name:
-                scenario = OutOfDomain(target=target)
+                scenario = scenario.model_copy(update={"target": target})
             if not names and scenario.target is None and data.name not in DEFAULT_TARGETS:
-                log.warning("The ood scenario is left out: name the shifted set with --target DATA.")
+                log.warning("The %s scenario is left out: name the other set with --target DATA.", scenario.name)
                 continue
         yield scenario
 

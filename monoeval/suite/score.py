@@ -1,6 +1,7 @@
 """What every learner gives: rows of the ledger with the predictions they summarise."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,7 @@ from monoeval.data.images import Ints
 from monoeval.data.label_noise import Transitions, label_signal
 from monoeval.keys import draw_seed
 from monoeval.metrics.calibration import calibration
+from monoeval.metrics.detection import detection
 from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.problem import Choice
 from monoeval.scenarios.trial import TestSet, Trial
@@ -84,6 +86,8 @@ def scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels
     if broken:
         error = f"{broken} of {len(labels)} test rows have scores that are not numbers"
         return Score(row.model_copy(update={"status": "nan", "error": error}), trial, None)
+    if trial.test.outside:  # of no class, so nothing here is right or wrong
+        return Score(row.model_copy(update={"rows": len(labels)}), trial, predictions)
     correct = predictions.prediction == labels
     outcome: dict[str, object] = {
         "rows": len(labels),
@@ -96,6 +100,26 @@ def scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels
             predictions.log_loss, predictions.max_softmax, correct, predictions.tempered, fold
         )
     return Score(row.model_copy(update=outcome), trial, predictions)
+
+
+def told_apart(scores: Sequence[Score]) -> list[Score]:
+    """`scores` with measures of how well rows of elsewhere are told from those of the data, where both are."""
+    inside = {_sides(s.trial): s.predictions for s in scores if s.trial.detection and not s.trial.test.outside}
+
+    def measured(score: Score) -> Score:
+        within, beyond = inside.get(_sides(score.trial)), score.predictions
+        if score.trial.detection is None or not score.trial.test.outside or within is None or beyond is None:
+            return score
+        sides = ({n: v for n, v in vars(side).items() if v is not None} for side in (within, beyond))
+        found = detection(next(sides), next(sides), score.trial.detection.positive)
+        return replace(score, row=score.row.model_copy(update={"measures": {**score.row.measures, **found}}))
+
+    return [measured(score) for score in scores]
+
+
+def _sides(trial: Trial) -> str:
+    """Equal for the two trials whose rows are told apart."""
+    return trial.model_copy(update={"test": TestSet(data=trial.data), "level": 0.0}).model_dump_json()
 
 
 @lru_cache(maxsize=16)
