@@ -9,7 +9,7 @@ from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
-from monoeval.report.scores import Point, Scores, mean_measures, point_of
+from monoeval.report.scores import Point, Scores, mean_measures, points_of
 from monoeval.report.wording import signed
 
 
@@ -17,7 +17,7 @@ def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Tabl
     """The table of `points`, for every arm that has a score there or in no other table of the scenario."""
     scenario, here = points[0].scenario, set(points)
     rows = [row for row in scores.rows if row.scenario == scenario]
-    inside = {row.arm for row in rows if point_of(row) in here}
+    inside = {row.arm for row in rows if here & {*points_of(row)}}
     outside = {row.arm for row in rows} - inside
     arms = [arm for arm in scores.arms if arm["name"] not in outside]
     held_against = {name for arm in scores.arms for name in arm.get("controls") or ()}
@@ -43,8 +43,8 @@ def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Tabl
             for arm in arms
         ),
         protocols=tuple(dict.fromkeys(p.protocol for p in points)),
-        rows=max((row.rows for row in rows if point_of(row) in here), default=0),
         measures=measures(scores, [arm["name"] for arm in arms], made, primary),
+        rows=max((row.rows for row in rows if here & {*points_of(row)}), default=0),
     )
 
 

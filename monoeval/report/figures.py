@@ -186,7 +186,7 @@ def _dots(summary: Summary, table: Table, columns: Sequence[int], axes: "Axes") 
     axes.set_yticks(range(len(columns)), [table.columns[i].label for i in columns])
     axes.set_ylim(len(columns) - 0.5, -0.5)
     axes.grid(False, axis="y")
-    axes.set_xlabel("accuracy, %")
+    axes.set_xlabel(f"{table.quantity}, %")
 
 
 def _interval_dots(

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from monoeval.report.model import MEAN, Column
-from monoeval.report.scores import Point
+from monoeval.report.scores import DETECTION, Point
 
 
 def divide(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
@@ -67,6 +67,9 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
         ordered = sorted(points, key=lambda p: p.level)
         made = [Column(f"{target} (target)" if p.level else f"{source} (source)", (p,)) for p in ordered]
         return tuple(made), len(made) - 1, f"accuracy on {target}"
+    if scenario == DETECTION:
+        made = [Column(_DETECTORS[p.series], (p,)) for p in points]
+        return tuple(made), 0, f"AUROC by {made[0].label}"
     series = by_series(points)
     if scenario in {"corruption", "input-noise"}:
         # Level 0 is the same clean test set in every series: shown once.
@@ -103,6 +106,7 @@ def _quantity(scenario: str) -> str:
     return "balanced accuracy" if scenario == "imbalance" else "accuracy"
 
 
+_DETECTORS = {"max_softmax": "max-softmax", "energy": "energy", "neighbour_distance": "neighbours"}
 _LEVELS = {
     "imbalance": "ratios of class sizes",
     "label-noise": "noise rates",

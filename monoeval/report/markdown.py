@@ -6,6 +6,7 @@ from typing import Any
 
 from monoeval.report import wording
 from monoeval.report.model import Summary, Table
+from monoeval.report.wording import capital
 
 
 def markdown(summary: Summary, figures: Sequence[str] = ()) -> str:
@@ -42,10 +43,10 @@ def _scenario(table: Table, figure: str | None) -> Iterable[str]:
     yield f"## {_escape(table.title)}"
     yield f"{_escape(wording.lead(table))}."
     if figure:
-        yield f"![Accuracy of every arm: {_escape(table.title)}]({figure})"
+        yield f"![{capital(table.quantity)} of every arm: {_escape(table.title)}]({figure})"
     headings = [wording.heading(column) for column in table.columns]
     cells = [[arm, *(wording.accuracy(c, footnotes) for c in row)] for arm, row in table.cells.items()]
-    yield "Accuracy in per cent, with the half-width of its 95 % interval:"
+    yield f"{capital(table.quantity)} in per cent, with the half-width of its 95 % interval:"
     yield _grid(["arm", *headings], cells)
     headings_of, lines_of = wording.summary_table(table)
     if lines_of:

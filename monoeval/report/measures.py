@@ -9,7 +9,7 @@ from monoeval.metrics.paired import paired_difference
 from monoeval.metrics.scores import balanced, level_weights
 from monoeval.report.layout import by_series
 from monoeval.report.model import Column, Measure, Value
-from monoeval.report.scores import Point, Sample, Scores
+from monoeval.report.scores import DETECTION, Point, Sample, Scores
 
 _KEPT = {"ece": "ECE", "ece_t": "ECE, scaled", "temperature": "temperature"}
 """Measures of `Row.measures` that are shown first, and their headings."""
@@ -50,6 +50,8 @@ def measures(scores: Scores, arms: Sequence[str], columns: Sequence[Column], pri
             if scenario in {"ood", "subpopulation"}:
                 gap = [*before, *((sample, -weight) for sample, weight in after)]
                 found.setdefault(("gap", "gap to the source"), {})[arm] = _combined(gap)
+        if scenario == DETECTION:  # nothing there is right or wrong
+            continue
         even = [(replace(sample, values=balanced(sample.values, sample.labels)), w) for sample, w in parts]
         found.setdefault(("balanced_accuracy", "balanced accuracy"), {})[arm] = _combined(even)
         found.setdefault(("worst_class", "worst class"), {})[arm] = _worst(parts)

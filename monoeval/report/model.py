@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monoeval.metrics.paired import Interval
-from monoeval.report.scores import Point
+from monoeval.report.scores import DETECTION, Point
 from monoeval.suite.ledger import Row
 
 MEAN = "mean over corruptions"
@@ -112,6 +112,11 @@ class Table:
     rows: int
     """Test rows of the largest test set."""
     measures: tuple[Measure, ...] = ()
+
+    @property
+    def quantity(self) -> str:
+        """What its cells are shares of: a word in the middle of a sentence."""
+        return "AUROC" if self.scenario == DETECTION else "accuracy"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,12 @@ import yaml
 from numpy.typing import NDArray
 
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.detection import SCORES, linearised
 from monoeval.metrics.scores import balanced
 from monoeval.suite.ledger import Row, read_rows
+
+DETECTION = "ood-detection"
+"""The scenario whose tables hold areas under the curve, not accuracies."""
 
 
 class Point(NamedTuple):
@@ -77,7 +81,8 @@ class Scores:
         self.units: tuple[int, ...] = tuple(range(seeds) if isinstance(seeds, int) else seeds)
         self._of: dict[tuple[str, Point], list[Row]] = defaultdict(list)
         for row in self.rows:
-            self._of[row.arm, point_of(row)].append(row)
+            for point in points_of(row):
+                self._of[row.arm, point].append(row)
 
     def _name_protocols(self) -> None:
         """Give failed rows the protocol of their scored twin: only running resolves all of it (the image size)."""
@@ -96,7 +101,7 @@ class Scores:
     def points(self) -> list[Point]:
         """Every condition of the run, in the order of the recipe's scenarios and then of the ledger."""
         order = [s if isinstance(s, str) else s["name"] for s in self.recipe.get("scenarios", [])]
-        seen = dict.fromkeys(point_of(row) for row in self.rows)
+        seen = dict.fromkeys(point for row in self.rows for point in points_of(row))
         place = {name: number for number, name in enumerate(order)}
         return sorted(seen, key=lambda point: place.get(point.scenario, len(order)))
 
@@ -161,6 +166,8 @@ class Scores:
         if partial:
             remarks.append(f"{partial} repeats without a counterpart left out")
         used = [row for found, _ in pairs.values() for pair in found for row in pair]
+        if points[0].scenario == DETECTION:
+            return self._told_apart(points, units, pairs, remarks)
         tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
         ids, groups = tests[0].ids, tests[0].groups
         if any(not np.array_equal(test.ids, ids) for test in tests[1:]):
@@ -213,6 +220,65 @@ class Scores:
         shared = sorted(set.intersection(*(set(r) for r in repeats)))
         every = {row.repeat for a in arms for row in self._of[a, point] if applies(row, unit)}
         return [tuple(r[repeat] for r in repeats) for repeat in shared], len(every) - len(shared)
+
+    def _told_apart(
+        self,
+        points: Sequence[Point],
+        units: Sequence[int],
+        pairs: Mapping[tuple[Point, int], tuple[list[tuple[Row, ...]], int]],
+        remarks: Sequence[str],
+    ) -> Sample | None:
+        """Values whose mean is the AUROC, over rows of the data and of elsewhere: see `detection.linearised`.
+
+        So intervals and paired differences take in that both sides are samples.
+        """
+        used = [row for found, _ in pairs.values() for pair in found for row in pair]
+        if len({(row.test, self._beside(row).test) for row in used}) > 1:
+            return None
+        within, beyond = self._test(str(self._beside(used[0]).test)), self._test(str(used[0].test))
+        values = np.zeros((len(within.ids) + len(beyond.ids), len(units)))
+        for (point, unit), (found, _) in pairs.items():
+            sign, weight = SCORES[point.series], 1 / (len(found) * len(points))
+            for pair in found:
+                for row, share in zip(pair, (weight, -weight), strict=False):
+                    scores = [sign * self._column(side, point.series) for side in (self._beside(row), row)]
+                    values[:, units.index(unit)] += share * np.concatenate(linearised(*scores))
+        groups = None
+        if within.groups is not None or beyond.groups is not None:
+            sides_groups = [side.ids if side.groups is None else side.groups for side in (within, beyond)]
+            of_within, of_beyond = (np.unique(side, return_inverse=True)[1] for side in sides_groups)
+            groups = np.concatenate([of_within, of_beyond + len(of_within)])
+        return Sample(
+            values,
+            groups,
+            tuple(units),
+            drawn=any(_seeds(row) != (None, None, None) for row in used),
+            conditional=any(row.conditional for row in used),
+            remarks=tuple(remarks),
+            ids=np.concatenate([within.ids, beyond.ids]),
+            labels=np.concatenate([within.labels, beyond.labels]),
+        )
+
+    def _beside(self, row: Row) -> Row:
+        """The score of the data's own rows that belongs to one of rows from elsewhere."""
+        beside = self._own.get(_place(row))
+        if beside is None:
+            raise MonoevalError(f"{self.folder} has no score of the data's own rows for {row.arm}: run it again.")
+        return beside
+
+    @cached_property
+    def _own(self) -> dict[tuple[object, ...], Row]:
+        own = [row for row in self.rows if row.scenario == DETECTION and row.status == "ok" and not row.level]
+        return {_place(row): row for row in own}
+
+    def _column(self, row: Row, name: str) -> NDArray[np.float64]:
+        """A column [R] of a score's predictions, in the order of the test set's sorted ids."""
+        table = _read(self.folder / str(row.predictions), ["row", name])
+        made = np.empty(len(table), dtype=np.float64)
+        made[self._test(str(row.test)).place[_numbers(table["row"])]] = np.from_dlpack(
+            table[name].combine_chunks()
+        )
+        return made
 
     def _correct(self, row: Row, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the rows `ids` [R] was predicted correctly."""
@@ -287,6 +353,14 @@ def _numbers(column: Any) -> NDArray[np.int64]:
     return np.from_dlpack(column.combine_chunks()).astype(np.int64, copy=False)
 
 
+def points_of(row: Row) -> list[Point]:
+    """The conditions whose tables a row is shown in: of rows from elsewhere, one a score of theirs."""
+    if row.scenario != DETECTION:
+        return [point_of(row)]
+    # the rows of the data are read beside those of elsewhere, and shown as clean accuracy
+    return [Point(DETECTION, row.protocol, name, row.level) for name in SCORES] if row.level else []
+
+
 def point_of(row: Row) -> Point:
     """The condition a row was scored under."""
     return Point(row.scenario, row.protocol, row.series, row.level)
@@ -294,6 +368,11 @@ def point_of(row: Row) -> Point:
 
 def _seeds(row: Row) -> tuple[int | None, int | None, int | None]:
     return row.backbone_seed, row.adapter_seed, row.draw
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    """Equal for the two scores whose rows are told apart."""
+    return row.arm, row.protocol, row.repeat, *_seeds(row)
 
 
 def applies(row: Row, unit: int) -> bool:

@@ -12,7 +12,7 @@ from monoeval.metrics.paired import holm
 from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Summary, Table
-from monoeval.report.scores import Scores, mean_measures
+from monoeval.report.scores import DETECTION, Scores, mean_measures
 from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
 
@@ -123,6 +123,11 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")
+    if any(table.scenario == DETECTION for table in tables):
+        notes.append(
+            "AUROC is the chance that a row of the data looks more like it than one from elsewhere does; its "
+            "intervals take rows of both sides as drawn (placements of DeLong et al. 1988)."
+        )
     bad = sum(row.status != "ok" for row in scores.rows)
     if bad:
         notes.append(f"{bad} of {len(scores.rows)} scores have no result; the reasons stand below their tables.")

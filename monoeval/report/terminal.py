@@ -74,7 +74,7 @@ def _scenario(table: Table, width: int) -> list[RenderableType]:
         grid.add_column(Text(wording.heading(column), style="bold" if i == table.primary else ""), justify="right")
     for arm, cells in table.cells.items():
         grid.add_row(Text(arm), *(Text(wording.accuracy(cells[i], footnotes)) for i in columns))
-    parts: list[RenderableType] = [Text(f"{table.title}: accuracy, %", style="bold"), grid]
+    parts: list[RenderableType] = [Text(f"{table.title}: {table.quantity}, %", style="bold"), grid]
     hidden = len(table.columns) - len(columns)
     if hidden:
         rest = "1 more is" if hidden == 1 else f"{hidden} more are"

@@ -29,6 +29,11 @@ class Footnotes:
         return iter((str(n).translate(_SUPERSCRIPT), text) for n, text in enumerate(self.texts, 1))
 
 
+def capital(text: str) -> str:
+    """With a capital to begin a sentence; the rest stays."""
+    return text[:1].upper() + text[1:]
+
+
 def signed(share: float) -> str:
     """A difference in points, with its sign: +1.2."""
     rounded = round(100 * share, 1)

@@ -107,7 +107,7 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
         for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
             trial = group.trials[position]
             if trial.detection is not None:
-                near, k = fitted_rows(trial.fit, load(trial.data))[0], trial.detection.neighbours
+                near, k = fitted_rows(trial)[0], trial.detection.neighbours
                 distances = distances_to_neighbour(training, near, test_codes.chunks(rows), k)
                 predictions = replace(predictions, neighbour_distance=distances)
             row = row_of(group, position, backbone, probes.choices[probe], report)

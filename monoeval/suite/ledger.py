@@ -72,7 +72,8 @@ class Row(Spec):
     test: str | None = None
     """`tests/<test>.parquet`: row ids, labels and groups."""
     predictions: str | None = None
-    """`predictions/<key>.parquet`: row, prediction, log-loss, max-softmax, energy."""
+    """`predictions/<key>.parquet`: row, prediction, log-loss, max-softmax, energy, and where rows of elsewhere are
+    detected the neighbour distance; those rows have label −1."""
     rows: int = 0
     accuracy: float | None = None
     log_loss: float | None = None

@@ -14,6 +14,7 @@ from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.neighbours import distances_to_neighbour
+from monoeval.report.summary import summarise
 from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe import changed, load_recipe
@@ -57,6 +58,27 @@ def test_measures_can_be_made_again_from_what_is_kept(finished: Run) -> None:
             expected = roc_auc_score(truth, sign * np.array(kept[0][name] + kept[1][name]))
             assert outside.measures[f"auroc_{name}"] == pytest.approx(expected, abs=1e-9)
             assert 0 <= outside.measures[f"fpr95_{name}"] <= 1
+
+
+def test_the_report_shows_the_area_of_each_score_and_paired_differences(finished: Run) -> None:
+    (table,) = (t for t in summarise(finished.folder).tables if t.scenario == "ood-detection")
+    assert [column.label for column in table.columns] == ["max-softmax", "energy", "neighbours"]
+    rows = {row.arm: row for row in finished.rows if row.scenario == "ood-detection" and row.level}
+    for arm, cells in table.cells.items():
+        for cell, name in zip(cells, ("max_softmax", "energy", "neighbour_distance"), strict=True):
+            assert cell.interval is not None
+            assert cell.interval.mean == pytest.approx(rows[arm].measures[f"auroc_{name}"])
+            assert cell.interval.low < cell.interval.mean < cell.interval.high
+    gain = table.comparisons[0].baseline.primary.interval
+    raw, relu = (rows[arm].measures["auroc_max_softmax"] for arm in ("CL", "CL + relu"))
+    assert gain is not None
+    assert gain.mean == pytest.approx(relu - raw)
+    text = (finished.folder / "report.md").read_text()
+    assert "AUROC in per cent, with the half-width" in text
+    assert "placements of DeLong" in text
+    measures = {measure.name: measure for measure in table.measures}
+    assert measures["fpr95_energy"].values["CL"].mean == pytest.approx(rows["CL"].measures["fpr95_energy"])
+    assert "worst_class" not in measures
 
 
 @pytest.mark.parametrize("sparse", [False, True])
