@@ -107,8 +107,13 @@ class Scores:
 
     @cached_property
     def label_signal(self) -> dict[Point, float]:
-        """The label signal of the points that have one."""
-        return {point_of(row): row.label_signal for row in self.rows if row.label_signal is not None}
+        """The label signal of the points that have one; the smallest, where draws differ in it."""
+        found: dict[Point, float] = {}
+        for row in self.rows:
+            if row.label_signal is not None:
+                point = point_of(row)
+                found[point] = min(row.label_signal, found.get(point, row.label_signal))
+        return found
 
     def probe(self, arm: str) -> dict[str, Any]:
         """The specification of an arm's probe: its own, or the recipe's."""

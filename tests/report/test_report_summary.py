@@ -126,6 +126,16 @@ def test_repeats_are_averaged_within_a_seed_and_paired_by_number(run_folder: Mak
     assert table(summary, "few-shot").cells["raw"][0].interval.mean == pytest.approx(0.25)
 
 
+def test_a_level_without_signal_in_one_draw_is_a_negative_control(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["label-noise"], seeds=2)
+    run.test("t", IDS, LABELS)
+    for draw, signal in enumerate((-0.01, 0.02)):  # instance noise: what a draw leaves is its own
+        for arm in ("raw", "sae"):
+            run.score(arm, bits("1100"), draw=draw, **noise(0.6, signal))
+            run.score(arm, bits("1100"), draw=draw, **noise(0.4))
+    assert [c.negative_control for c in table(summarise(run.folder), "label-noise").columns] == [False, True]
+
+
 def test_a_failed_level_is_not_available_and_left_out_of_pairs(run_folder: Make) -> None:
     run = run_folder(PAIR, ["label-noise"], seeds=1)
     run.test("t", IDS, LABELS)
