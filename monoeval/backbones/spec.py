@@ -37,7 +37,8 @@ class PretrainSpec(Spec):
     flip: bool = False
     """Mirror half of the views; wrong for digits and letters."""
     optimiser: Literal["adamw", "lars", "sgd"] = "adamw"
-    """LARS has trust 0.02 and is clipped; it and SGD have momentum 0.9 and decay no biases or norms."""
+    """LARS has trust 0.02 and is clipped; it and SGD have momentum 0.9 and decay no biases or norms. At the rate
+    of `LARGER` it is for networks with batch norm; a transformer wants adamw and a learning_rate of its own."""
     warm_up: Share = 0.2
     """Share of the steps over which the rate rises, before it falls as a cosine; NCL collapses without one."""
     hidden: Annotated[int, Field(ge=1)] = 256

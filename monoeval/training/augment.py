@@ -135,8 +135,8 @@ def random_boxes(side: int, crop: float, uniform: Callable[..., Tensor]) -> tupl
     any_fits = fits.any(1)
     wide = wide.gather(1, first)[:, 0].where(any_fits, torch.tensor(side))
     high = high.gather(1, first)[:, 0].where(any_fits, torch.tensor(side))
-    top = (uniform(0, 1) * (side - high + 1)).long()
-    left = (uniform(0, 1) * (side - wide + 1)).long()
+    top = (uniform(0, 1) * (side - high + 1)).long().minimum(side - high)  # a product may round up
+    left = (uniform(0, 1) * (side - wide + 1)).long().minimum(side - wide)
     return top, left, high, wide
 
 

@@ -1,0 +1,157 @@
+"""Images a second of pretraining, beside the loop that people write (as solo-learn's).
+
+resnet18 with the CIFAR stem, random squares of 32 pixels, SimCLR with SGD. The other loop draws its views with
+torchvision's transforms on Pillow images in a DataLoader of two workers, and trains in fp32. Ours is `pretrain`
+itself, in fp32 and, where the hardware has it, bf16. All begin from weights of the same seed and take the same
+number of steps; the last mean losses must agree. Exits with 1 where a goal is missed or they do not agree. A busy
+machine makes the times useless, so its load is printed.
+
+    python tests/benchmarks/pretrain.py [--quick] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from measure import Goal, busy, show_goals, timed
+from PIL import Image
+from rich.console import Console
+from torch.utils.data import DataLoader, Dataset
+
+from monoeval import bundles
+from monoeval.backbones.spec import PretrainSpec
+from monoeval.data.images import ImageSet
+from monoeval.keys import draw_seed
+from monoeval.products import has_bfloat16
+from monoeval.training import networks
+from monoeval.training.contrastive import info_nce
+from monoeval.training.pretrain import pretrain, warm_cosine
+
+GOALS = {"fp32": 1.5, "bf16": 2.5}
+WORKERS = 2
+LOSS_TOLERANCE = {"full": 0.1, "quick": 0.3}  # two steps of 32 images differ by their views alone
+SIDE = 32
+
+
+def squares(n: int) -> ImageSet:
+    """Smooth images of random colours: alike enough to be told apart slowly, so that losses can be compared."""
+    coarse = np.random.default_rng(0).integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
+    pixels = np.stack([np.asarray(Image.fromarray(image).resize((SIDE, SIDE))) for image in coarse])
+    ids = np.arange(n).astype(str)
+    return ImageSet("squares", np.zeros(n, np.int64), ("any",), ids, None, f"squares {n}", pixels.__getitem__)
+
+
+class Views(Dataset):
+    """Two views an image, as torchvision's transforms draw them on Pillow images."""
+
+    def __init__(self, images: ImageSet, mean: list[float], std: list[float]) -> None:
+        self.pictures = [Image.fromarray(images.read(row)) for row in range(len(images))]
+        self.transform = T.Compose(
+            [
+                T.RandomResizedCrop(SIDE, (0.08, 1.0), interpolation=T.InterpolationMode.BICUBIC),
+                T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                T.RandomGrayscale(0.2),
+                T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(self.pictures[row]), self.transform(self.pictures[row])
+
+
+def usual_loop(spec: PretrainSpec, images: ImageSet, mean: list[float], std: list[float]) -> float:
+    """Train as `spec` says, and return the last epoch's mean loss."""
+    torch.manual_seed(draw_seed("pretrain", "weights", 0))
+    network = networks.build(spec.network, spec.width, spec.image_size, hidden=spec.hidden).train()
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    sgd = torch.optim.SGD(groups, lr=spec.learning_rate, momentum=0.9)
+    steps = spec.epochs * (len(images) // spec.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: warm_cosine(step, steps, spec.warm_up))
+    loader = DataLoader(
+        Views(images, mean, std), spec.batch_size, shuffle=True, num_workers=WORKERS, drop_last=True
+    )
+    losses: list[float] = []
+    for _ in range(spec.epochs):
+        losses = []
+        for first, second in loader:
+            loss = info_nce(*network.project(torch.cat([first, second])).chunk(2), spec.temperature)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            schedule.step()
+            losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def ours(spec: PretrainSpec, images: ImageSet) -> dict[str, object]:
+    """What `pretrain` writes of a training that no cache holds."""
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["MONOEVAL_CACHE"] = place
+        return bundles.describe(pretrain(spec, images, seed=0, device=torch.device("cpu")), "backbone")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="a few small steps of a small network, which judge no speed"
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    options = parser.parse_args()
+    n, batch, epochs = (64, 32, 2) if options.quick else (1024, 128, 4)
+    images, load = squares(n), busy()
+    spec = PretrainSpec(
+        objective="simclr",
+        network="test_resnet" if options.quick else "resnet18",
+        epochs=epochs,
+        batch_size=batch,
+        optimiser="sgd",
+        learning_rate=0.03,
+        precision="fp32",
+    )
+    ours(spec.model_copy(update={"epochs": 1}), images.take(np.arange(batch)))  # warms up
+    seconds, made = {}, {}
+    for precision in ("fp32", *(["bf16"] if has_bfloat16("cpu") else [])):
+        seconds[precision], made[precision] = timed(ours, spec.model_copy(update={"precision": precision}), images)
+    mean, std = made["fp32"]["mean"], made["fp32"]["std"]
+    seconds["usual loop"], loss = timed(usual_loop, spec, images, mean, std)
+
+    losses = {name: float(about["final_loss"]) for name, about in made.items()} | {"usual loop": loss}
+    rates = {name: n * epochs / spent for name, spent in seconds.items()}
+    goals = [
+        Goal(name, "times the usual loop", rates[name] / rates["usual loop"], GOALS[name], True) for name in made
+    ]
+    most = LOSS_TOLERANCE["quick" if options.quick else "full"]
+    agree = [
+        Goal(name, "loss, unlike the usual loop's by", abs(losses[name] - loss), most, answer=True)
+        for name in made
+    ]
+    console = Console()
+    for name in seconds:
+        console.print(f"{name:12} {rates[name]:8.1f} images/s   last mean loss {losses[name]:.3f}")
+    if load > 0.5:
+        console.print(f"load {load:.1f} before the start: other work makes the times unreliable")
+    show_goals(console, [*goals, *agree])
+    if options.json:
+        facts = {"benchmark": "pretrain", "images": n, "batch": batch, "epochs": epochs, "seconds": seconds,
+                 "losses": losses, "load_before": load, "threads": torch.get_num_threads(),
+                 "torch": torch.__version__}  # fmt: skip
+        options.json.write_text(json.dumps(facts, indent=1))
+    return int(not all(goal.met for goal in ([] if options.quick else goals) + agree))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
