@@ -24,13 +24,19 @@ Probe = Annotated[
 DataName = Annotated[
     str | None, typer.Option("--data", "-d", help="digits, a hub id, or a folder of images or parquet.")
 ]
-Target = Annotated[str | None, typer.Option(help="The shifted data set of the ood scenario.")]
+Target = Annotated[
+    list[str] | None, typer.Option(help="A shifted data set, or a domain of the data, for ood. Repeat it.")
+]
 ZeroShot = Annotated[
     bool,
     typer.Option("--zero-shot", help="Also score class names as CLIP-like models read them, and WiSE averages."),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it cannot be guessed.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
+DomainColumn = Annotated[str | None, typer.Option(help="Column with the domains, if it is not called domain.")]
+Domains = Annotated[
+    list[str] | None, typer.Option(help="Only these domains of the data. Repeat it, or use commas.")
+]
 Split = Annotated[
     list[str] | None,
     typer.Option(help="Name of the training, then of the test split, where they can't be guessed."),
@@ -84,11 +90,17 @@ def probe_spec(kind: str | None) -> ProbeSpec | None:
 
 
 def data_spec(
-    name: str | None, image_column: str | None, label_column: str | None, splits: list[str] | None
+    name: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    splits: list[str] | None,
+    domain_column: str | None = None,
+    domains: list[str] | None = None,
 ) -> DataSpec | None:
     """The specification of `--data`, or None where it was not given."""
     if name is None:
-        given = {"--image-column": image_column, "--label-column": label_column, "--split": splits}
+        given = {"--image-column": image_column, "--label-column": label_column, "--split": splits,
+                 "--domain-column": domain_column, "--domains": domains}  # fmt: skip
         idle = next((option for option, value in given.items() if value), None)
         if idle:
             raise UsageError(f"{idle} speaks of a data set: name it with --data.")
@@ -100,4 +112,6 @@ def data_spec(
         label_column=label_column,
         train_split=names[0] if names else None,
         test_split=names[1] if len(names) > 1 else None,
+        domain_column=domain_column,
+        domains=tuple(split_commas(domains)) or None,
     )

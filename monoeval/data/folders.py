@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,22 +34,48 @@ class _Read:
 def folder_splits(root: Path, spec: DataSpec) -> Splits:
     """The splits of an image folder; where it has none, one split with the empty name.
 
-    `train` beside class folders of its own makes a split layout, and so does naming folders as splits (a folder
-    a domain, each with class folders). Raises UsageError where there is no class folder.
+    `train` beside class folders of its own makes a split layout, and so does naming folders as splits. Folders of
+    class folders that share names are domains, each given as a split. Raises UsageError where there is no class
+    folder.
     """
     inside = _folders(root)
     if not inside:
         raise UsageError(
             f"{root} has no class folders: put each class's images in a folder of their own ({root}/cat/1.jpg)."
         )
+    if spec.domain_column is not None:
+        raise UsageError(f"{root} holds folders of images, which have no columns: leave out --domain-column.")
     asked = {name for name in (spec.train_split, spec.test_split) if name}
     # A split folder without class folders (unlabelled test images) is of no use here.
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]
     if asked:
         splits = inside
     elif not any(name.lower() in SPLIT_FOLDERS[:2] for name in splits):
-        return {"": partial(_source, root, "")}
+        domains = _domains(root, inside)
+        if not domains:
+            return {"": partial(_source, root, "")}
+        if spec.domains is None:
+            _say_domains(str(root), ", ".join(domains))
+        splits = domains
     return {name: partial(_source, root, name) for name in splits}
+
+
+def _domains(root: Path, inside: list[str]) -> list[str]:
+    """`inside`, where they are domains: each holds class folders, at least two of them in all, and no image."""
+    shared: set[str] | None = None
+    for name in inside:
+        found = set(_folders(root / name)) - set(SPLIT_FOLDERS)
+        shared = found if shared is None else shared & found
+        if len(shared) < 2:  # for most sets after the first folder, which may hold thousands of images
+            return []
+    has_images = any(_is_image(entry.name) for name in inside for entry in os.scandir(root / name))
+    return [] if has_images or len(inside) < 2 else inside
+
+
+@cache
+def _say_domains(root: str, domains: str) -> None:
+    """Said once, as folders of a class may also have folders that are called alike."""
+    log.info("%s is read as domains (%s), each with class folders.", root, domains)
 
 
 def _folders(root: Path) -> list[str]:

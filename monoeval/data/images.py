@@ -3,16 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
 
 from monoeval.keys import key
 from monoeval.spec import Spec
 
 Image = NDArray[np.uint8]  # [H, W, 3], RGB
 Ints = NDArray[np.int64]
+
+
+def _texts(value: object) -> object:
+    """YAML reads a bare 0 or yes as a number or a truth value; names of classes are text."""
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+Hierarchy = Annotated[str | dict[str, str], BeforeValidator(_texts)]
+"""`cifar100`, a YAML file, or the map itself: name of a class → name of its superclass."""
 
 
 class DataSpec(Spec):
@@ -24,14 +34,22 @@ class DataSpec(Spec):
     label_column: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+    domain_column: str | None = None
+    """Which column of a table names the domain of a row; one called `domain` needs not be named."""
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Only images of these domains, in every split; None: all there are."""
+    hierarchy: Hierarchy | None = None
+    """Labels become superclasses."""
+    subclasses: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Only images of these classes of the hierarchy, in every split; None: of all."""
     limit: int | None = None
     """At most this many rows a split, stratified by class and nested (a smaller limit is a subset)."""
 
     @property
     def label(self) -> str:
-        """The name without the folders that lead to it, and the split where one was chosen."""
-        split = self.test_split or self.train_split
-        return (PurePath(self.name).name or self.name) + (f":{split}" if split else "")
+        """The name without the folders that lead to it, and the split or domains where some were chosen."""
+        chosen = self.test_split or self.train_split or "+".join(self.domains or ())
+        return (PurePath(self.name).name or self.name) + (f":{chosen}" if chosen else "")
 
 
 def named_data(value: object) -> object:
@@ -58,7 +76,8 @@ class ImageSet:
 
     `read(row)` returns a uint8 RGB array [H, W, 3]; it is picklable and safe to call from several threads.
     `ids` are unique within the set and name an image wherever the set lies; `groups` are rows that belong
-    together (a writer, a domain), clustered by the statistics. `fingerprint` hashes pixels, labels and order.
+    together (a writer, a video), clustered by the statistics; a domain is none of them, as the few there are would
+    leave nothing to estimate a spread from. `fingerprint` hashes pixels, labels and order.
     """
 
     name: str
@@ -81,12 +100,14 @@ class ImageSet:
             ids=self.ids[rows],
             groups=None if self.groups is None else self.groups[rows],
             fingerprint=key([self.fingerprint, rows.tolist()]),
-            read=_Rows(self.read, rows),
+            read=RowsOf(self.read, rows),
         )
 
 
 @dataclass(frozen=True)
-class _Rows:
+class RowsOf:
+    """Reads the rows `rows` [n] of a larger set."""
+
     read: Callable[[int], Image]
     rows: Ints
 
@@ -102,3 +123,5 @@ class Data:
     test: ImageSet
     whole: ImageSet | None = None
     """All images of a source with one split only, which is divided between the other two."""
+    domains: tuple[str, ...] = ()
+    """The domains that its images are of, those chosen where some were; empty where it has none."""

@@ -2,6 +2,9 @@
 
 import logging
 import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -10,8 +13,9 @@ import numpy as np
 from monoeval.data import loaders
 from monoeval.data.embedded import EMBEDDED
 from monoeval.data.images import Data, DataSpec, ImageSet
-from monoeval.data.source import Source, Splits
+from monoeval.data.source import Source, Splits, together
 from monoeval.data.splits import held_out, stratified_limit
+from monoeval.data.subclasses import to_superclasses
 from monoeval.errors import UsageError, nearest
 from monoeval.keys import key
 
@@ -24,7 +28,12 @@ ALIASES = {
     "food101": "ethz/food101",
     "imagenet-1k": "ILSVRC/imagenet-1k",
     "imagenet-100": "clane9/imagenet-100",
+    "imagenet-a": "barkermrl/imagenet-a",
+    "imagenet-r": "axiong/imagenet-r",
+    "imagenet-sketch": "clip-benchmark/wds_imagenet_sketch",
+    "imagenet-v2": "clip-benchmark/wds_imagenetv2",
     "mnist": "ylecun/mnist",
+    "pacs": "flwrlabs/pacs",
     "svhn": "ufldl-stanford/svhn:cropped_digits",
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
@@ -35,7 +44,8 @@ DATASETS: dict[str, str] = {
     "digits-printed": "printed digits, 8 × 8, 10 classes, embedded: an ood target for digits",
     **{name: f"hub: {hub}" for name, hub in ALIASES.items()},
     "OWNER/NAME[:CONFIGURATION]": "a data set of the Hugging Face hub with an image and a label column",
-    "./FOLDER": "images in class folders (train/cat/1.jpg or cat/1.jpg), parquet, or a saved `datasets` folder",
+    "./FOLDER": "images in class folders (train/cat/1.jpg or cat/1.jpg), parquet, or a saved `datasets` folder; "
+    "a folder or a parquet file a domain (photo/cat/1.jpg)",
 }
 """What `monoeval list data` shows: a name to type and one line about it."""
 
@@ -52,7 +62,8 @@ def load_data(spec: DataSpec) -> Data:
     `name` is an embedded set, one of another package, a folder (it starts with `.`, `/` or `~`, or exists), a
     short name or a hub id.
     Splits are those named, else train and test (or validation, where test is missing or has no labels). Where
-    there is only one, 30 % of each class are held out for test by a hash of the row's id, the same everywhere.
+    there is only one, 30 % of each class (of each domain) are held out for test by a hash of the row's id, the
+    same everywhere. Splits of which none is called train or test are domains of one data set.
     Classes are matched by name; those without a row in either split are left out, with a warning.
     Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels.
     """
@@ -62,10 +73,26 @@ def load_data(spec: DataSpec) -> Data:
         data = loaders.load(LOADERS[spec.name], spec)
     else:
         data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
-    if spec.limit is None:
-        return data
-    whole = None if data.whole is None else _limited(data.whole, spec.limit)
-    return Data(train=_limited(data.train, spec.limit), test=_limited(data.test, spec.limit), whole=whole)
+    if spec.hierarchy is not None:
+        data = _changed(data, partial(to_superclasses, hierarchy=spec.hierarchy, kept=spec.subclasses))
+    elif spec.subclasses is not None:
+        raise UsageError("Subclasses are of a hierarchy: name it with `hierarchy:`, for example cifar100.")
+    return data if spec.limit is None else _changed(data, partial(_limited, limit=spec.limit))
+
+
+@cache
+def _loaded(spec_json: str) -> Data:
+    return load_data(DataSpec.model_validate_json(spec_json))
+
+
+def loaded(spec: DataSpec) -> Data:
+    """`load_data`, once in a process."""
+    return _loaded(spec.model_dump_json())
+
+
+def _changed(data: Data, change: Callable[[ImageSet], ImageSet]) -> Data:
+    whole = None if data.whole is None else change(data.whole)
+    return replace(data, train=change(data.train), test=change(data.test), whole=whole)
 
 
 def _limited(images: ImageSet, limit: int) -> ImageSet:
@@ -75,20 +102,61 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 def _embedded(spec: DataSpec) -> Data:
     if any((spec.image_column, spec.label_column, spec.train_split, spec.test_split)):
         raise UsageError(f"{spec.name} is embedded and has its own columns and splits: name none of them.")
+    if spec.domains or spec.domain_column:
+        raise no_domains(spec.name)
     return EMBEDDED[spec.name]()
 
 
 def _found(spec: DataSpec) -> Data:
     name, splits = _splits(spec)
-    train, test = _choose(name, splits, spec)
+    chosen = _choose(name, _domains_together(name, splits, spec), spec)
+    train, test = (source and _of_domains(name, source, spec.domains) for source in chosen)
+    assert train is not None
     names = _class_names(name, train, test)
     train_set = _image_set(name, train, names)
     if test is not None:
-        return Data(train=train_set, test=_image_set(name, test, names))
-    kept, held = held_out(train_set.labels, train_set.ids)
+        return Data(train=train_set, test=_image_set(name, test, names), domains=train.domains_here)
+    strata = train_set.labels if train.domain is None else train.domain * len(names) + train_set.labels
+    kept, held = held_out(strata, train_set.ids)
     if not len(held):
         raise UsageError(f"{name} has too few images to hold some out for test: add images or a test split.")
-    return Data(train=train_set.take(kept), test=train_set.take(held), whole=train_set)
+    return Data(train=train_set.take(kept), test=train_set.take(held), whole=train_set, domains=train.domains_here)
+
+
+def _domains_together(name: str, splits: Splits, spec: DataSpec) -> Splits:
+    """Splits that are domains as one; those that were not asked for are not read."""
+    if spec.train_split or spec.test_split or len(splits) < 2 or {*TRAIN_NAMES, *TEST_NAMES} & splits.keys():
+        return splits
+    wanted = _known_domains(name, spec.domains or tuple(splits), splits)
+    return {"": lambda: together({domain: splits[domain]() for domain in wanted})}
+
+
+def _of_domains(name: str, source: Source, domains: tuple[str, ...] | None) -> Source:
+    if domains is None:
+        return source
+    if source.domain is None:
+        raise no_domains(name)
+    wanted = [source.domains.index(domain) for domain in _known_domains(name, domains, source.domains_here)]
+    return source.take(np.flatnonzero(np.isin(source.domain, wanted)))
+
+
+def _known_domains(name: str, wanted: Sequence[str], there: Iterable[str]) -> list[str]:
+    """The domains `wanted`, in the order of `there`; raises UsageError for one that is not there."""
+    there = list(there)
+    for domain in wanted:
+        if domain not in there:
+            near = nearest(domain, there)
+            advice = f"did you mean {near!r}?" if near else "choose among those."
+            raise UsageError(f"{name} has no domain {domain!r}, only {', '.join(there)}: {advice}")
+    return [domain for domain in there if domain in wanted]
+
+
+def no_domains(name: str) -> UsageError:
+    """The error for domains asked of a data set without."""
+    return UsageError(
+        f"{name} has no domains: give each a folder of class folders or a parquet file of its own, or name the "
+        "column that holds them with --domain-column."
+    )
 
 
 def _splits(spec: DataSpec) -> tuple[str, Splits]:

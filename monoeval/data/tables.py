@@ -33,7 +33,8 @@ from monoeval.progress import bar
 log = logging.getLogger("monoeval")
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "pixels")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category", "y")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category", "y", "cls", "wnid")
+DOMAIN_NAME = "domain"
 
 
 @dataclass(frozen=True)
@@ -123,23 +124,34 @@ def _arrow_source(called: str, root: Path, split: str, paths: tuple[Path, ...], 
     tables = [_arrow(path) for path in paths]
     if not tables:
         raise UsageError(f"{called} has no rows: choose another split with --split.")
-    image, label = _columns(called, tables[0].schema, spec)
-    chunks = [c for table in tables for c in table.column(label).chunks]
-    column = pa.chunked_array(chunks, type=tables[0].schema.field(label).type)
+    image, label, domain = _columns(called, tables[0].schema, spec)
+    columns = {
+        name: pa.chunked_array(
+            [c for table in tables for c in table.column(name).chunks], type=tables[0].schema.field(name).type
+        )
+        for name in (label, domain)
+        if name is not None
+    }
     keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
-    return _source(called, split, tables[0].schema, (image, label), column, keys, paths)
+    return _source(called, split, tables[0].schema, (image, label, domain), columns, keys, paths)
 
 
 def _parquet_source(called: str, root: Path, split: str, paths: tuple[Path, ...], spec: DataSpec) -> Source:
     try:
         schema = pq.read_schema(paths[0])
-        image, label = _columns(called, schema, spec)
-        labels = [pq.read_table(path, columns=[label]).column(label) for path in paths]
+        image, label, domain = _columns(called, schema, spec)
+        tables = [pq.read_table(path, columns=[name for name in (label, domain) if name]) for path in paths]
+        columns = {
+            name: pa.chunked_array(
+                [c for table in tables for c in table.column(name).chunks], type=schema.field(name).type
+            )
+            for name in (label, domain)
+            if name is not None
+        }
     except (OSError, pa.ArrowException, KeyError) as error:
         raise _unreadable(paths[0].parent if len(paths) > 1 else paths[0], error) from error
-    column = pa.chunked_array([c for some in labels for c in some.chunks], type=schema.field(label).type)
     keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
-    return _source(called, split, schema, (image, label), column, keys, _unpacked(paths, keys, image))
+    return _source(called, split, schema, (image, label, domain), columns, keys, _unpacked(paths, keys, image))
 
 
 def _called(name: str, split: str) -> str:
@@ -150,20 +162,28 @@ def _source(
     called: str,
     split: str,
     schema: Any,
-    columns: tuple[str, str],
-    column: Any,
+    named: tuple[str, str, str | None],
+    columns: dict[str, Any],
     keys: Sequence[str],
     paths: Iterable[Path],
 ) -> Source:
-    image, label = columns
-    names = _features(schema).get(label, {}).get("names")
-    labels, names = _labels(column, names)
+    image, label, domain = named
+    features = _features(schema)
+    labels, names = _labels(columns[label], features.get(label, {}).get("names"))
+    domains: tuple[str, ...] = ()
+    of: Ints | None = None
+    if domain is not None:
+        of, domains = _labels(columns[domain], features.get(domain, {}).get("names"))
+        if (of < 0).any():
+            raise UsageError(f"{called} has rows without a domain in the column {domain!r}: fill them in.")
     return Source(
         labels=labels,
         names=names,
         ids=np.array([f"{split or 'all'}/{row:07d}" for row in range(len(labels))]),
         keys=[*keys, image, label],
         read=_Read(called, tuple(str(path.resolve()) for path in paths), image),
+        domains=domains,
+        domain=of,
     )
 
 
@@ -239,17 +259,24 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: feature for name, feature in noted.items() if isinstance(feature, dict)}
 
 
-def _columns(called: str, schema: Any, spec: DataSpec) -> tuple[str, str]:
-    """The image and label columns: those asked for, else the only or best-named ones."""
+def _columns(called: str, schema: Any, spec: DataSpec) -> tuple[str, str, str | None]:
+    """The image, label and domain columns: those asked for, else the only or best-named ones."""
     noted = _features(schema)
     images = [f.name for f in schema if noted.get(f.name, {}).get("_type") == "Image" or _is_image(f.type)]
-    labels = [f.name for f in schema if _is_label(f.type) and f.name not in images]
+    texts = [f.name for f in schema if _is_label(f.type) and f.name not in images]
+    domain = None
+    if spec.domain_column is not None or DOMAIN_NAME in texts:
+        domain = _column(called, schema, "domain", spec.domain_column, texts, [DOMAIN_NAME])
+    if spec.label_column == domain:
+        domain = None  # one may ask for which domain an image is of
+    labels = [name for name in texts if name != domain]
     classes = [name for name in labels if noted.get(name, {}).get("_type") == "ClassLabel"]
     likely = classes if len(classes) == 1 else [n for n in LABEL_NAMES if n in (classes or labels)][:1]
     named = [name for name in IMAGE_NAMES if name in images][:1]
     return (
         _column(called, schema, "image", spec.image_column, images, images if len(images) == 1 else named),
         _column(called, schema, "label", spec.label_column, labels, likely),
+        domain,
     )
 
 

@@ -8,9 +8,18 @@ from monoeval.scenarios.input_noise import InputNoise
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import OutOfDomain
 from monoeval.scenarios.ood_detection import OODDetection
+from monoeval.scenarios.subpopulation import Subpopulation
 
 AnyScenario = (
-    Clean | LabelNoiseScenario | InputNoise | Corruption | FewShot | Imbalance | OutOfDomain | OODDetection
+    Clean
+    | LabelNoiseScenario
+    | InputNoise
+    | Corruption
+    | FewShot
+    | Imbalance
+    | OutOfDomain
+    | OODDetection
+    | Subpopulation
 )
 SCENARIOS: dict[str, type[AnyScenario]] = {
     "clean": Clean,
@@ -21,6 +30,7 @@ SCENARIOS: dict[str, type[AnyScenario]] = {
     "imbalance": Imbalance,
     "ood": OutOfDomain,
     "ood-detection": OODDetection,
+    "subpopulation": Subpopulation,
 }
 """Each is settings from the recipe with a `trials(data, seed)`: the trials of one seed.
 

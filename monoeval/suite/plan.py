@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from monoeval.adapters.registry import METHODS, adapter_identity
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.given_labels import from_column, from_file
+from monoeval.data.imagenet import same_classes
 from monoeval.data.images import Data, DataSpec, ImageSet, Ints
 from monoeval.data.instance_noise import instance
 from monoeval.data.label_noise import Transitions, asymmetric, confused, symmetric
-from monoeval.data.load import load_data
+from monoeval.data.load import loaded
 from monoeval.data.splits import long_tail, share, shots
 from monoeval.errors import UsageError
 from monoeval.keys import key
@@ -67,15 +68,9 @@ class Plan:
         return sum(len(group.keys) for group in self.groups)
 
 
-@cache
-def data_of(spec_json: str) -> Data:
-    """Load each data set once in a process; called with `DataSpec.model_dump_json()`."""
-    return load_data(DataSpec.model_validate_json(spec_json))
-
-
 def load(spec: DataSpec) -> Data:
     """`load_data`, once in a process."""
-    return data_of(spec.model_dump_json())
+    return loaded(spec)
 
 
 def test_images(test: TestSet) -> ImageSet:
@@ -108,12 +103,16 @@ def make_plan(recipe: Recipe) -> Plan:
                 group = group.model_copy(update={"draw": draw, "trials": tuple(some)})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
+    data_sets = list(dict.fromkeys(data for data, _ in together))
 
     def place_of(group: Group) -> tuple[int, ...]:
         """One backbone after the other, so that each is loaded once."""
         seeds = (-1 if s is None else s for s in (group.backbone_seed, group.adapter_seed, group.draw))
         backbone_seed, adapter_seed, draw = seeds
-        return (backbone_seed, backbones.index(group.arm.backbone), arms.index(group.arm.name), adapter_seed, draw)
+        # a backbone that the recipe pretrains is another one for other data
+        made_of = data_sets.index(group.data.model_dump_json()) if group.backbone.pretrain else 0
+        backbone, arm = backbones.index(group.arm.backbone), arms.index(group.arm.name)
+        return (backbone_seed, backbone, made_of, arm, adapter_seed, draw)
 
     return Plan(recipe, tuple(sorted(groups.values(), key=place_of)))
 
@@ -252,9 +251,13 @@ def check(trial: Trial) -> None:
             )  # fmt: skip
     if trial.test.shared_with is not None and trial.test.data != trial.data:
         source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
-        for here, there in ((trial.data, source), (trial.test.data, target)):
-            if alone := [name for name in there if name not in shared]:
-                log.warning("Classes of %s alone are not scored under ood: %s.", here.name, _some(alone))
+        also = same_classes(source, target)
+        for here, alone in (
+            (trial.data, [name for name in source if name not in shared]),
+            (trial.test.data, [name for name in target if also.get(name) not in shared]),
+        ):
+            if alone:
+                log.warning("Classes of %s alone are not scored under ood: %s.", here.label, _some(alone))
 
 
 def fitted_rows(trial: Trial) -> tuple[Ints, Ints, Ints | None]:
@@ -318,14 +321,15 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
     names = load(trial.data).train.class_names
     if trial.test.shared_with is None:
         return names
-    tested = set(test_images(trial.test).class_names) & set(load(trial.test.shared_with).test.class_names)
-    shared = tuple(name for name in names if name in tested)
+    tested = same_classes(names, test_images(trial.test).class_names).values()
+    also = same_classes(names, load(trial.test.shared_with).test.class_names).values()
+    shared = tuple(name for name in names if name in set(tested) & set(also))
     if len(shared) < 2:
         target = trial.test.shared_with if trial.test.data == trial.data else trial.test.data
         raise UsageError(
-            f"{trial.data.name} and {target.name} share {len(shared)} of {len(names)} classes by name "
+            f"{trial.data.label} and {target.label} share {len(shared)} of {len(names)} classes by name "
             f"(source: {_some(names)}; target: {_some(load(target).test.class_names)}): rename the target's "
-            "classes to match."
+            "classes to match, or to WordNet ids such as n01440764 where both have classes of ImageNet."
         )
     return shared
 
@@ -346,6 +350,8 @@ def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
     if trial.test.outside:
         return np.arange(len(test)), np.full(len(test), -1, dtype=np.int64)
     positions = {train.class_names[p]: p for p in scored_classes(trial)}
-    mapped = np.array([positions.get(name, -1) for name in test.class_names], dtype=np.int64)[test.labels]
+    known = same_classes(train.class_names, test.class_names)
+    classes = [positions.get(known.get(name, ""), -1) for name in test.class_names]
+    mapped = np.array(classes, dtype=np.int64)[test.labels]
     rows = np.flatnonzero(mapped >= 0)
     return rows, mapped[rows]

@@ -15,6 +15,7 @@ from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.resolve import check_text_tower, has_text_tower
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
+from monoeval.data.load import loaded
 from monoeval.data.prompts import TEMPLATES
 from monoeval.errors import UsageError, nearest, unknown
 from monoeval.keys import key
@@ -254,7 +255,7 @@ def changed(
     methods: Sequence[AdapterSpec] = (),
     probe: ProbeSpec | None = None,
     data: DataSpec | None = None,
-    target: DataSpec | None = None,
+    target: DataSpec | Sequence[DataSpec] = (),
     scenarios: Sequence[str] = (),
     select_on: SelectOn | None = None,
     seeds: int | None = None,
@@ -281,10 +282,11 @@ def changed(
         arms = fields.get("arms", recipe.arms)
         fields["arms"] = tuple(_probed(arm, fields["probe"]) for arm in arms)
     fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
-    fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], target, scenarios))
+    targets = (target,) if isinstance(target, DataSpec) else tuple(target)
+    fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], targets, scenarios))
     if data is not None:
         fields["note"] = None  # it spoke of the recipe's own data
-    if target is not None and not {"ood", "ood-detection"} & {s.name for s in fields["scenarios"]}:
+    if targets and not {"ood", "ood-detection"} & {s.name for s in fields["scenarios"]}:
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if select_on is not None:
         fields["scenarios"] = _selected_on(fields["scenarios"], select_on)
@@ -338,20 +340,33 @@ def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm
 
 
 def _scenarios(
-    recipe: Recipe, data: DataSpec, target: DataSpec | None, names: Sequence[str]
+    recipe: Recipe, data: DataSpec, targets: tuple[DataSpec, ...], names: Sequence[str]
 ) -> Iterator[AnyScenario]:
     listed: dict[str, AnyScenario] = {s.name: s for s in recipe.scenarios}
     for name in names or listed:
         if name not in SCENARIOS:
             raise unknown("scenario", name, SCENARIOS)
         scenario = listed[name] if name in listed else SCENARIOS[name]()
-        if isinstance(scenario, OutOfDomain | OODDetection):
-            if target is not None or data.name != recipe.data.name:
-                scenario = scenario.model_copy(update={"target": target})
-            if not names and scenario.target is None and data.name not in DEFAULT_TARGETS:
+        if isinstance(scenario, OutOfDomain):
+            if targets:
+                scenario = OutOfDomain(target=targets)
+            elif scenario.target is not None and data.name != recipe.data.name:
+                scenario = OutOfDomain()  # the target was for the recipe's own data
+        elif isinstance(scenario, OODDetection) and (targets or data.name != recipe.data.name):
+            if len(targets) > 1:
+                raise UsageError("The ood-detection scenario takes one --target: run it once for each.")
+            scenario = scenario.model_copy(update={"target": targets[0] if targets else None})
+        if isinstance(scenario, OutOfDomain | OODDetection) and not names:
+            domains = isinstance(scenario, OutOfDomain) and (scenario.leave_one_out or _has_domains(data))
+            if scenario.target is None and data.name not in DEFAULT_TARGETS and not domains:
                 log.warning("The %s scenario is left out: name the other set with --target DATA.", scenario.name)
                 continue
         yield scenario
+
+
+def _has_domains(data: DataSpec) -> bool:
+    """Whether the data has domains to hold out; not looked up where that may mean to download it."""
+    return Path(data.name).expanduser().exists() and len(loaded(data).domains) > 1
 
 
 def recipes() -> dict[str, Path]:
