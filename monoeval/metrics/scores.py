@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
 from monoeval.errors import MonoevalError
 from monoeval.metrics.calibration import tempered
@@ -104,3 +105,22 @@ def balanced(values_ru: NDArray[np.float64], labels_r: Labels) -> NDArray[np.flo
 def relative_accuracy(accuracy: float, clean: float) -> float:
     """Accuracy as a share of the clean accuracy of the same arm; NaN where that is zero."""
     return accuracy / clean if clean > 0 else float("nan")
+
+
+def effective_robustness(shifted: float, clean: float, slope: float, intercept: float) -> float:
+    """Accuracy under a shift beyond what standard models of this clean accuracy have (Taori et al. 2020).
+
+    shifted − σ(slope · logit(clean) + intercept), accuracies in [0, 1]. The line is one fitted to standard models
+    on the same two test sets; none comes with the tool, so without a cited one this is not available. NaN where
+    the line has no value.
+    """
+    with np.errstate(invalid="ignore"):
+        return float(shifted - expit(slope * logit(clean) + intercept))
+
+
+def relative_robustness(shifted: float, shifted_of_baseline: float) -> float:
+    """Accuracy under a shift that an intervention adds to its baseline's (Taori et al. 2020).
+
+    It is also positive where the intervention only raised clean accuracy, which the effective one leaves out.
+    """
+    return shifted - shifted_of_baseline

@@ -112,7 +112,7 @@ def _scenario(summary: Summary, table: Table) -> "Figure | None":
         lines.setdefault(curve.series, []).append(curve)
     if table.scenario == "corruption":
         return _corruption(summary, table, lines.get(MEAN) or next(iter(lines.values())))
-    if table.scenario == "ood" or all(len(c.levels) == 1 for c in table.curves):
+    if table.scenario in {"ood", "subpopulation"} or all(len(c.levels) == 1 for c in table.curves):
         figure, axes = _figure(list(table.cells), _height(len(table.columns), len(table.cells)))
         _dots(summary, table, list(range(len(table.columns))), axes[0, 0])
         _legend(figure, axes[0, 0])

@@ -124,10 +124,13 @@ class Scores:
         """Unit → mean consistency of the latents' strongest rows, less that under permuted labels; held out."""
         found = {}
         for unit in self.units:
+            fitted: dict[str, float] = {}
             for row in self.rows:
                 if row.arm == arm and applies(row, unit) and "top_consistency" in row.adapter:
-                    found[unit] = row.adapter["top_consistency"] - row.adapter["top_consistency_chance"]
-                    break
+                    gain = row.adapter["top_consistency"] - row.adapter["top_consistency_chance"]
+                    fitted.setdefault(row.train, gain)
+            if fitted:
+                found[unit] = float(np.mean(list(fitted.values())))
         return found
 
     def strays(self) -> int:
@@ -157,7 +160,10 @@ class Scores:
 
         Under imbalance the values are those of `metrics.scores.balanced`, unless `weigh` is false.
 
-        Rows are paired by id, repeats by number; None where no unit has them all.
+        Rows are paired by id, repeats by number; None where no unit has them all. Points (or units) may be scored
+        on unlike rows, as held-out domains and subclasses are: the mean of a column stays the mean over points p
+        of their means m_p, each over its own R_p rows. A row then holds mean_p m_p + Σ_p (x_p − m_p) R / (P R_p)
+        over the points that it is of, so that its spread is that of rows within a point, weighted as in the mean.
         """
         remarks: list[str] = []
         units = [u for u in self.units if all(self._pairs(arm, against, p, u)[0] for p in points)]
@@ -174,27 +180,30 @@ class Scores:
         if points[0].scenario == DETECTION:
             return self._told_apart(points, units, pairs, remarks)
         tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
-        ids, groups = tests[0].ids, tests[0].groups
-        if any(not np.array_equal(test.ids, ids) for test in tests[1:]):
-            for test in tests[1:]:
-                ids = np.intersect1d(ids, test.ids, assume_unique=True)
-            if not len(ids):
-                return None
-            if groups is not None:
-                groups = groups[np.searchsorted(tests[0].ids, ids)]
-            most = max(len(test.ids) for test in tests)
-            remarks.append(f"only the {len(ids)} of {most} test rows that all its levels share")
+        ids = _union([self._shared_ids(pair) for found, _ in pairs.values() for pair in found])
+        groups = _groups(tests, ids)
         values = np.zeros((len(ids), len(units)))
+        partly: dict[tuple[int, int], None] = {}
         for column, unit in enumerate(units):
             for point in points:
                 found, _ = pairs[point, unit]
                 weight = 1 / (len(found) * len(points))
                 for pair in found:
-                    for row, sign in zip(pair, (weight, -weight), strict=False):
-                        values[:, column] += sign * self._correct(row, ids)
+                    here = self._shared_ids(pair)
+                    if not len(here):
+                        return None
+                    most = max(len(self._test(str(row.test)).ids) for row in pair)
+                    if len(here) < most:
+                        partly[len(here), most] = None
+                    signs = zip(pair, (weight, -weight), strict=False)
+                    part = sum((sign * self._correct(row, here) for row, sign in signs), np.zeros(len(here)))
+                    level = part.mean()
+                    values[:, column] += level
+                    values[np.searchsorted(ids, here), column] += (part - level) * (len(ids) / len(here))
         labels = _labels(tests, ids)
         if weigh and points[0].scenario == "imbalance":
             values = balanced(values, labels)
+        remarks += [f"only the {n} of {most} test rows that both arms have" for n, most in partly]
         return Sample(
             values,
             groups,
@@ -285,6 +294,14 @@ class Scores:
         )
         return made
 
+    def _shared_ids(self, rows: Sequence[Row]) -> NDArray[np.int64]:
+        """Ids [R] of the test rows that all of `rows` were scored on, sorted."""
+        ids = self._test(str(rows[0].test)).ids
+        for row in rows[1:]:
+            other = self._test(str(row.test)).ids
+            ids = ids if other is ids else np.intersect1d(ids, other, assume_unique=True)
+        return ids
+
     def _correct(self, row: Row, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the rows `ids` [R] was predicted correctly."""
         correct = self._file(str(row.predictions), str(row.test))
@@ -346,6 +363,23 @@ def _labels(tests: Sequence[TestRows], ids: NDArray[np.int64]) -> NDArray[np.int
     return labels
 
 
+def _union(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The ids that any of `parts` has, sorted as they are."""
+    distinct = list({id(part): part for part in parts}.values())  # most are one and the same array
+    return distinct[0] if len(distinct) == 1 else np.unique(np.concatenate(distinct))
+
+
+def _groups(tests: Sequence[TestRows], ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The group of each of the rows `ids` [R], where all of `tests` have groups."""
+    groups = np.zeros(len(ids), dtype=np.int64)
+    for test in tests:
+        if test.groups is None:
+            return None
+        here = np.isin(test.ids, ids)
+        groups[np.searchsorted(ids, test.ids[here])] = test.groups[here]
+    return groups
+
+
 def _read(path: Path, columns: list[str]) -> Any:
     try:
         return pq.ParquetFile(path).read(columns=columns, use_threads=False)
@@ -392,10 +426,10 @@ def _reason(row: Row) -> str:
 
 def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
     """Adapter measures averaged over the adapters that were fitted (each counted once), and drift over scores."""
-    fitted: dict[tuple[int | None, int | None], dict[str, float]] = defaultdict(dict)
+    fitted: dict[tuple[str, int | None, int | None], dict[str, float]] = defaultdict(dict)
     for row in rows:
         if row.adapter:
-            fitted[row.backbone_seed, row.adapter_seed] |= row.adapter
+            fitted[row.train, row.backbone_seed, row.adapter_seed] |= row.adapter
     moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
     return {**_means(fitted.values()), **_means(moved)}
 

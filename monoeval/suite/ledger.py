@@ -56,6 +56,8 @@ class Row(Spec):
     """Seed of noise or shots. A row belongs to study seed u where each seed is None or u."""
     repeat: int = 0
     """Draws within a seed, averaged before statistics."""
+    train: str = ""
+    """Fingerprint of the training images, which differ within a run where domains or subclasses are held out."""
 
     scenario: str
     series: str

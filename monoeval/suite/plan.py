@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe) -> Plan:
                 group = group.model_copy(update={"draw": draw, "trials": tuple(some)})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
-    data_sets = list(dict.fromkeys(data for data, _ in together))
+    data_sets = list(dict.fromkeys(data for data, _ in (*fitted, *unfitted)))
 
     def place_of(group: Group) -> tuple[int, ...]:
         """One backbone after the other, so that each is loaded once."""
@@ -228,6 +228,7 @@ def described(group: Group, position: int) -> dict[str, Any]:
         "adapter_seed": group.adapter_seed,
         "draw": trial.draw,
         "repeat": trial.repeat,
+        "train": load(trial.data).train.fingerprint,
         "scenario": trial.scenario,
         "series": trial.series,
         "level": trial.level,

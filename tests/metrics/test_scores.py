@@ -6,7 +6,14 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from monoeval.errors import MonoevalError
-from monoeval.metrics.scores import accuracy, area_under_levels, relative_accuracy, row_scores
+from monoeval.metrics.scores import (
+    accuracy,
+    area_under_levels,
+    effective_robustness,
+    relative_accuracy,
+    relative_robustness,
+    row_scores,
+)
 
 
 def test_rows_against_scikit_learn():
@@ -47,3 +54,18 @@ def test_area_by_hand():
 def test_relative_accuracy():
     assert relative_accuracy(0.4, 0.8) == 0.5
     assert np.isnan(relative_accuracy(0.4, 0.0))
+
+
+def test_effective_robustness_is_what_lies_above_the_line_of_standard_models() -> None:
+    # on the identity line the expected accuracy is the clean one
+    assert effective_robustness(0.6, 0.75, slope=1, intercept=0) == pytest.approx(-0.15)
+    # logit(0.75) = ln 3, twice that is ln 9, and σ(ln 9) = 0.9
+    assert effective_robustness(0.8, 0.75, slope=2, intercept=0) == pytest.approx(-0.1)
+    # σ(0 − ln 3) = 1/4
+    assert effective_robustness(0.5, 0.5, slope=1, intercept=-np.log(3)) == pytest.approx(0.25)
+    assert effective_robustness(0.9, 1.0, slope=1, intercept=0) == pytest.approx(-0.1)
+    assert np.isnan(effective_robustness(0.9, 1.0, slope=0, intercept=0))
+
+
+def test_relative_robustness_is_the_gain_under_the_shift() -> None:
+    assert relative_robustness(0.55, 0.5) == pytest.approx(0.05)

@@ -4,13 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from monoeval.data.images import DataSpec
-from monoeval.errors import UsageError
 from monoeval.scenarios import SCENARIOS
 from monoeval.scenarios.corruption import Corruption
 from monoeval.scenarios.few_shot import FewShot
 from monoeval.scenarios.imbalance import Imbalance
 from monoeval.scenarios.label_noise import LabelNoiseScenario
-from monoeval.scenarios.ood import OutOfDomain
 from monoeval.scenarios.trial import Fit, LongTail, Share, Trial
 
 DIGITS = DataSpec(name="digits")
@@ -104,11 +102,6 @@ def test_ood_scores_the_source_and_the_target_on_shared_classes() -> None:
     assert (source.level, source.test.data.name) == (0, "digits")
     assert (target.level, target.test.data.name) == (1, "digits-printed")
     assert source.test.shared_with == target.test.data
-
-
-def test_ood_without_a_target_says_what_to_type() -> None:
-    with pytest.raises(UsageError, match="--target"):
-        list(OutOfDomain().trials(DataSpec(name="elsewhere"), 0))
 
 
 @pytest.mark.parametrize(
