@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from monoeval.data.images import DataSpec, named_data
-from monoeval.data.load import loaded
 from monoeval.errors import UsageError
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
@@ -66,7 +65,7 @@ class OutOfDomain(Spec):
             return [target.name for target in self.target if _is_domain(target, data)]
         if data.name in DEFAULT_TARGETS and not self.leave_one_out:
             return []
-        domains = loaded(data).domains
+        domains = _domains(data)
         if len(domains) < 2:
             has = f"has one domain ({domains[0]})" if domains else "has no domains to leave out"
             raise UsageError(
@@ -88,14 +87,21 @@ class OutOfDomain(Spec):
             )
 
 
+def _domains(data: DataSpec) -> tuple[str, ...]:
+    # not above: it finds data sets of other packages, whose modules may import what scenarios are made of
+    from monoeval.data.load import loaded
+
+    return loaded(data).domains
+
+
 def _is_domain(target: DataSpec, data: DataSpec) -> bool:
     """Whether `target` is no more than the name of a domain of `data`."""
-    return target == DataSpec(name=target.name) and target.name in loaded(data).domains
+    return target == DataSpec(name=target.name) and target.name in _domains(data)
 
 
 def _divided(data: DataSpec, domain: str) -> tuple[DataSpec, DataSpec]:
     """All other domains of `data`, and `domain` alone."""
-    others = tuple(other for other in loaded(data).domains if other != domain)
+    others = tuple(other for other in _domains(data) if other != domain)
     if not others:
         raise UsageError(
             f"{data.name} has one domain ({domain}), and holding it out leaves nothing to train on: name another "
