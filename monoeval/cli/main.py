@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from monoeval import __version__
-from monoeval.cli import cache, console, doctor, inspect, listing, pretrain, probe, report, suite
+from monoeval.cli import cache, compare, console, doctor, inspect, listing, pretrain, probe, report, suite
 from monoeval.errors import MonoevalError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ app.command()(probe.probe)
 app.command()(pretrain.pretrain)
 app.command()(inspect.inspect)
 app.command()(report.report)
+app.command()(compare.compare)
 app.command("list")(listing.listing)
 app.command()(doctor.doctor)
 app.add_typer(cache.app, name="cache")

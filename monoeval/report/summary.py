@@ -29,7 +29,13 @@ def summarise(folder: Path) -> Summary:
     scores = Scores(folder)
     divided = divide(scores.points)
     names = slugs([title for title, _ in divided])
-    tables = [fill(scores, title, slug, points) for slug, (title, points) in zip(names, divided, strict=True)]
+    return summary_of(
+        scores, [fill(scores, title, slug, points) for slug, (title, points) in zip(names, divided, strict=True)]
+    )
+
+
+def summary_of(scores: Scores, tables: Sequence[Table]) -> Summary:
+    """The summary of filled tables: their family of verdicts adjusted, with notes on all of `scores`."""
     comparisons = [c for table in tables for c in table.comparisons]
     family, everywhere = _adjusted(comparisons), _hoisted(comparisons)
     tables = [
@@ -44,8 +50,8 @@ def summarise(folder: Path) -> Summary:
         notes, details = notes + details, []
     measures = {arm: mean_measures([row for row in scores.rows if row.arm == arm]) for arm in arms}
     return Summary(
-        folder=str(folder),
-        name=str(scores.recipe.get("name", folder.name)),
+        folder=str(scores.folder),
+        name=str(scores.recipe.get("name", scores.folder.name)),
         note=scores.recipe.get("note"),
         arms=arms,
         tables=tuple(tables),

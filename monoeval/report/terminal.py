@@ -14,17 +14,18 @@ _MEASURE = 12  # characters for a summary measure, and the widest word of its he
 _STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
 
 
-def render(summary: Summary, width: int = 100) -> list[RenderableType]:
+def render(summary: Summary, width: int = 100, everything: str = "in report.md") -> list[RenderableType]:
     """One table a scenario, its paired differences and verdicts, then the adapters and the notes.
 
-    A terminal narrower than 100 columns shows fewer of them: names and differences stay whole.
+    A terminal narrower than 100 columns shows fewer of them: names and differences stay whole. `everything` says
+    where the rest is.
     """
     parts: list[RenderableType] = [Text(f"{summary.name}: {wording.about(summary)}", style="bold")]
     if summary.note:
         parts.append(Text(summary.note.strip()))
     for table in summary.tables:
-        parts += [Text(), *_scenario(table, width)]
-    parts += _overview(summary, width - _NAMES)
+        parts += [Text(), *_scenario(table, width, everything)]
+    parts += _overview(summary, width - _NAMES, everything)
     if summary.adapters:
         headings, lines = wording.adapter_table(summary)
         grid = _grid(headings[0])
@@ -36,7 +37,7 @@ def render(summary: Summary, width: int = 100) -> list[RenderableType]:
     return [*parts, Text(), *(_hanging("·", note) for note in summary.notes)]
 
 
-def _overview(summary: Summary, room: int) -> list[RenderableType]:
+def _overview(summary: Summary, room: int, everything: str) -> list[RenderableType]:
     """As many of the chosen summary measures as fit, their headings over several lines."""
     headings, lines = wording.overview(summary)
     shown = 1 + max(1, room // (_MEASURE + 2))
@@ -47,7 +48,7 @@ def _overview(summary: Summary, room: int) -> list[RenderableType]:
         grid.add_column(Text(heading), justify="right", max_width=_MEASURE, vertical="bottom")
     for line in lines:
         grid.add_row(*(Text(cell) for cell in line[:shown]))
-    return [Text(), Text("Summary measures, % (all of them are in report.md)", style="bold"), grid]
+    return [Text(), Text(f"Summary measures, % (all of them are {everything})", style="bold"), grid]
 
 
 def _grid(first: str) -> Grid:
@@ -65,7 +66,7 @@ def _hanging(mark: str, text: str | Text, style: str = "dim") -> Grid:
     return line
 
 
-def _scenario(table: Table, width: int) -> list[RenderableType]:
+def _scenario(table: Table, width: int, everything: str) -> list[RenderableType]:
     footnotes = wording.Footnotes()
     columns = _telling(table, width - _NAMES)
     grid = _grid("arm")
@@ -78,7 +79,7 @@ def _scenario(table: Table, width: int) -> list[RenderableType]:
     hidden = len(table.columns) - len(columns)
     if hidden:
         rest = "1 more is" if hidden == 1 else f"{hidden} more are"
-        parts.append(Text(f"The hardest columns are shown; {rest} in report.md.", style="dim"))
+        parts.append(Text(f"The hardest columns are shown; {rest} {everything}.", style="dim"))
     if table.comparisons:
         parts.append(Text(f"Paired differences in points: {table.primary_label}", style="bold"))
         parts.append(_differences(table, footnotes, width))

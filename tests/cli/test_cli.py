@@ -52,6 +52,7 @@ sys.meta_path.insert(0, Forbid())
         ("list", "data"),
         ("list", "scenarios"),
         ("list", "recipes"),
+        ("compare", "--help"),
         ("cache", "ls"),
         ("suite", "--dry-run"),
         ("suite", "--probe", "gce", "--dry-run"),
@@ -135,7 +136,9 @@ def test_a_small_study_from_the_command_line_to_its_report(tmp_path: Path) -> No
     folder = next((tmp_path / "runs").iterdir())
     again = monoeval("suite", "--recipe", "small.yaml", "--json", cwd=tmp_path, code=FORBID_TORCH)
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)
+    for row in json.loads(again.stdout)["rows"]:
+        assert 0 <= row["measures"]["ece"] <= 1
+        assert 0 <= row["measures"]["ece_t"] <= 1
     shown = monoeval("report", str(folder), cwd=tmp_path, code=FORBID_TORCH)
     assert shown.returncode == 0, shown.stderr
     assert "CL + relu" in shown.stdout
