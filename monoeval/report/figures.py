@@ -20,6 +20,8 @@ _GRID = "#8a919e"
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which vanishes on white.
 _COLOURS = (INK, "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "oD^sPXv*<>"
+_BANDS = 5
+"""More bands than this hide one another."""
 _WIDTH = 7.2  # inches: 700 px on a page, where 10 pt text is 13 px high
 
 
@@ -133,15 +135,17 @@ def _scenario(summary: Summary, table: Table) -> "Figure | None":
 
 
 def _curves(summary: Summary, table: Table, curves: Sequence[Curve], axes: "Axes") -> None:
-    """Accuracy against level, with bands for the 95 % intervals (controls have theirs in the table alone)."""
+    """Accuracy against level, with bands for the 95 % intervals of a few arms (the table has those of all)."""
     look = _look(summary)
-    controls = {c.arm for c in table.comparisons if not c.is_claim}
+    bare = {c.arm for c in table.comparisons if not c.is_claim}
+    if len(curves) - len(bare) > _BANDS:
+        bare = {curve.arm for curve in curves}
     for curve in curves:
         found = [(x, c.interval) for x, c in zip(curve.levels, curve.cells, strict=True) if c.interval is not None]
         x = [level for level, _ in found]
         style = look[curve.arm]
         axes.plot(x, [100 * i.mean for _, i in found], label=curve.arm, **style)
-        if curve.arm in controls:
+        if curve.arm in bare:
             continue
         low, high = [100 * i.low for _, i in found], [100 * i.high for _, i in found]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.1, linewidth=0)
