@@ -146,13 +146,17 @@ def measure(of: Measure, arm: str) -> str:
 def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """One table for the whole report: of each scenario the measure that says most that its table does not."""
     chosen = []
-    for table in summary.tables:
+    for table in sorted(summary.tables, key=lambda t: t.scenario == "clean"):
         if table.scenario == "few-shot":
             continue  # its mean says as much
-        first = {"ood": ("gap",), "clean": ("ece", "ece_t")}.get(table.scenario, ("area", "relative_accuracy"))
-        found = [m for name in first for m in table.measures if m.name.startswith(name)]
-        found = found if table.scenario == "clean" else found[:1]
-        chosen += [(f"{table.title}: {m.label}", m) for m in found]
+        first = {"ood": ["gap"], "clean": ["ece", "ece_t"]}.get(table.scenario, ["area", "relative_accuracy"])
+        found = [
+            m
+            for name in first
+            for m in table.measures
+            if m.name == name or (name == "area" and m.name.startswith("area_"))
+        ]
+        chosen += [(f"{table.title}: {m.label}", m) for m in (found if table.scenario == "clean" else found[:1])]
     lines = [[arm, *(measure(m, arm) for _, m in chosen)] for arm in summary.arms]
     return ["arm", *(label for label, _ in chosen)], lines if chosen else []
 

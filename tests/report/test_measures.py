@@ -15,6 +15,7 @@ from monoeval.report.html import html
 from monoeval.report.markdown import markdown
 from monoeval.report.model import Table, Value
 from monoeval.report.terminal import render
+from monoeval.report.wording import overview
 
 Make = Callable[..., RunFolder]
 PAIR = [ARMS[0], {**ARMS[2], "controls": []}]
@@ -105,15 +106,18 @@ def test_worst_class_and_what_the_ledger_keeps(run_folder: Make) -> None:
     run = run_folder(PAIR, ["clean"], seeds=2)
     labels = np.arange(200) % 10
     run.test("t", IDS, labels)
-    run.score("raw", labels != 3, measures={"ece": 0.04, "auroc_energy": 0.9})
+    run.score("raw", labels != 3, measures={"ece": 0.04, "ece_t": 0.03, "auroc_energy": 0.9})
     for seed in (0, 1):  # class 3 is wrong in one seed, class 5 half wrong in both
         right = ((labels != 3) | (seed == 0)) & ((labels != 5) | (np.arange(200) < 100))
         run.score("sae", right, adapter_seed=seed, measures={"ece": 0.1 * seed})
-    (table,) = summarise(run.folder).tables
+    summary = summarise(run.folder)
+    (table,) = summary.tables
     assert value(table, "worst_class") == Value(0.0)
     assert value(table, "worst_class", "sae") == Value(0.5)
     assert value(table, "ece", "sae") == Value(0.05)
     assert value(table, "balanced_accuracy").mean == pytest.approx(0.9)
+    assert overview(summary)[0] == ["arm", "clean: ECE", "clean: ECE, scaled"]
+    assert overview(summary)[1] == [["raw", "4.0", "3.0"], ["sae", "5.0", "n/a"]]
     (auroc,) = (m for m in table.measures if m.name == "auroc_energy")
     assert auroc.values == {"raw": Value(0.9)}
     assert "relative_accuracy" not in {m.name for m in table.measures}
