@@ -66,7 +66,7 @@ class _Together(Scores):
         self.same: list[str] = []
         """Arms that are one and the same in the first run and a later one."""
         self.run_of: dict[str, str] = {}
-        """Arm → the name of its run."""
+        """Arm of one run alone → that run's name."""
         self.tests_of: dict[str, set[str]] = defaultdict(set)
         kept: list[tuple[int, dict[str, Any]]] = [(0, arm) for arm in first.arms]
         for place, run in enumerate(runs[1:], 1):
@@ -79,9 +79,9 @@ class _Together(Scores):
                 raise UsageError(
                     f"Every score that {names[place]} shares with {names[0]} is the same: nothing differs."
                 )
-        count = Counter(arm["name"] for _, arm in kept)
+        count, tags = Counter(arm["name"] for _, arm in kept), _tags(names)
         new = {
-            (place, arm["name"]): f"{arm['name']} [{names[place]}]" if count[arm["name"]] > 1 else str(arm["name"])
+            (place, arm["name"]): f"{arm['name']} [{tags[place]}]" if count[arm["name"]] > 1 else str(arm["name"])
             for place, arm in kept
         }
         alone = [arm for arm in first.arms if count[arm["name"]] == 1 and arm["name"] not in self.same]
@@ -91,7 +91,8 @@ class _Together(Scores):
         for place, arm in kept:
             name, run = new[place, arm["name"]], runs[place]
             against = new[0, arm["name"] if arm["name"] in here else fallback["name"]] if place else None
-            self.run_of[name] = names[place]
+            if name == arm["name"] and name not in self.same:
+                self.run_of[name] = names[place]
             about = {
                 "backbone": _backbone(run, arm),
                 "probe": run.probe(arm["name"]),
@@ -146,6 +147,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(f) if short.count(name) > 1 else name for f, name in zip(folders, short, strict=True)]
 
 
+def _tags(names: Sequence[str]) -> list[str]:
+    """The names without the parts between hyphens that all of them begin with."""
+    parts = [name.split("-") for name in names]
+    while min(map(len, parts)) > 1 and len({some[0] for some in parts}) == 1:
+        parts = [some[1:] for some in parts]
+    return ["-".join(some) for some in parts]
+
+
 def _check_protocols(first: Scores, other: Scores, name: str, other_name: str) -> None:
     if not set(first.points) & set(other.points):
         raise UsageError(
@@ -183,7 +192,7 @@ def _notes(runs: Sequence[Scores], names: Sequence[str], together: _Together) ->
     arms: dict[str, list[str]] = defaultdict(list)
     for arm, name in together.run_of.items():
         arms[name].append(arm)
-    notes = [f"Arms of {name}: {', '.join(arms[name]) or 'none of its own'}." for name in names]
+    notes = [f"Arms of {name} alone: {', '.join(some)}." for name, some in arms.items()]
     if together.same:
         notes.append(
             f"The same scores in more than one run, shown once: {', '.join(dict.fromkeys(together.same))}."

@@ -48,7 +48,6 @@ def test_arms_of_one_name_are_paired_by_row_and_seed_and_told_apart(tmp_path: Pa
     sae = table.comparisons[1].baseline.primary
     assert sae.interval == paired_difference([[0, 0], [0, 0], [0, 0], [1, 1]])  # both runs flip row `seed` of seed
     assert any("on 2 of 3 seeds" in remark for remark in sae.remarks)
-    assert "Arms of b: raw [b], sae [b]." in summary.notes
     assert to_json(summary)["tables"][0]["comparisons"][0]["baseline"]["against"] == "raw [a]"
 
 
@@ -71,6 +70,7 @@ def test_equal_keys_are_one_arm_and_a_new_method_meets_the_old_one(tmp_path: Pat
     (comparison,) = summary.tables[0].comparisons
     assert (comparison.arm, comparison.baseline.against) == ("jumprelu", "sae")
     assert any("shown once: raw." in note for note in summary.notes)
+    assert "Arms of b alone: jumprelu." in summary.notes
     ledger.write_text("".join(line for line in ledger.read_text().splitlines(True) if "jumprelu" not in line))
     (b / "recipe.yaml").write_text((b / "recipe.yaml").read_text().replace("jumprelu", "raw"))
     with pytest.raises(UsageError, match="nothing differs"):
@@ -116,6 +116,13 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     old = made(tmp_path / "old", {"raw": "1100"}, schema_version=1)
     with pytest.raises(MonoevalError, match="schema 1"):
         summarise_together([a, old])
+
+
+def test_runs_of_one_recipe_are_told_apart_by_what_their_names_differ_in(tmp_path: Path) -> None:
+    a, b = (made(tmp_path / f"smoke-digits-{name}", {"raw": "1100"}) for name in ("c94f5b", "c343db"))
+    summary = summarise_together([a, b])
+    assert summary.arms == ("raw [c94f5b]", "raw [c343db]")
+    assert summary.name == "smoke-digits-c343db against smoke-digits-c94f5b"
 
 
 def test_unlike_training_data_are_told(tmp_path: Path) -> None:
