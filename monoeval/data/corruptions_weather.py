@@ -1,4 +1,4 @@
-"""Snow, frost, fog and spatter on batches of images; the texts of `corruptions` and its blurs hold here too."""
+"""Snow, frost, fog and spatter on batches of images; `corruptions` says where their constants are from."""
 
 from functools import cache
 

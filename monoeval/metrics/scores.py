@@ -1,5 +1,6 @@
 """Scores of class scores, on numpy arrays; a class whose logit is -inf has probability zero."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,3 +125,44 @@ def relative_robustness(shifted: float, shifted_of_baseline: float) -> float:
     It is also positive where the intervention only raised clean accuracy, which the effective one leaves out.
     """
     return shifted - shifted_of_baseline
+
+
+ALEXNET_ERROR = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+"""AlexNet's error on the published files of ImageNet-C, mean over severities (Hendrycks and Dietterich 2019)."""
+ALEXNET_CLEAN_ERROR = 0.4348
+
+
+def mean_corruption_error(errors: Mapping[str, ArrayLike], clean_error: float | None = None) -> float:
+    """The mCE of Hendrycks and Dietterich (2019): error as a share of AlexNet's, mean over the 15 corruptions.
+
+    `errors` holds the five severities' errors, 0 to 1, of each corruption on the published files of ImageNet-C; on
+    other data AlexNet's errors mean nothing. With `clean_error` it is the relative mCE, which subtracts the clean
+    error above and below. AlexNet itself has 1. Raises MonoevalError for other corruptions or severities.
+    """
+    if set(errors) != set(ALEXNET_ERROR):
+        odd = ", ".join(sorted(set(errors) ^ set(ALEXNET_ERROR)))
+        raise MonoevalError(f"An mCE is of the 15 scored corruptions of ImageNet-C, all of them: see to {odd}.")
+    above, below = (0.0, 0.0) if clean_error is None else (clean_error, ALEXNET_CLEAN_ERROR)
+    shares = []
+    for name, alexnet in ALEXNET_ERROR.items():
+        of_each = np.asarray(errors[name], dtype=np.float64)
+        if of_each.shape != (5,):
+            raise MonoevalError(f"An mCE needs one error for each of five severities, also for {name}.")
+        shares.append((of_each.mean() - above) / (alexnet - below))
+    return float(np.mean(shares))

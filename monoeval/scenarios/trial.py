@@ -6,6 +6,7 @@ from pydantic import Field
 
 from monoeval.data.images import DataSpec, Transform
 from monoeval.data.label_noise import NoiseKind
+from monoeval.data.official import Official
 from monoeval.spec import Spec
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -66,6 +67,8 @@ class TestSet(Spec):
 
     data: DataSpec
     transform: Transform | None = None
+    official: Official | None = None
+    """Published copies of the test images of `data`, in place of them."""
     shared_with: DataSpec | None = None
     """Score only classes that this set has too, matched by name; None: all classes are the training set's."""
     whole: bool = False

@@ -157,7 +157,10 @@ def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
 def _features_of(trial: Trial) -> tuple[str, str]:
     """What test features are called for: the images and the change to them."""
     transform = trial.test.transform
-    images = trial.test.model_copy(update={"transform": None, "shared_with": None})
+    published = trial.test.official
+    if published is not None and published.severity == 0:
+        published = None
+    images = trial.test.model_copy(update={"transform": None, "shared_with": None, "official": published})
     return images.model_dump_json(), transform.model_dump_json() if transform else ""
 
 
@@ -207,9 +210,10 @@ def _stability(group: Group, spec: AdapterSpec, adapter: Adapter, device: str) -
 
 def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes) -> dict[str, float]:
     """How far the trial's change to the images moves their codes, where both are there."""
-    images, change = _features_of(trial)
-    clean = tests.get((images, ""))
-    if not change or clean is None:
+    unchanged = trial.test.model_copy(update={"transform": None, "official": None})
+    before = _features_of(trial.model_copy(update={"test": unchanged}))
+    clean = tests.get(before)
+    if clean is None or before == _features_of(trial):
         return {}
     try:
         found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))

@@ -18,6 +18,7 @@ from monoeval.data.images import Data, DataSpec, ImageSet, Ints
 from monoeval.data.instance_noise import instance
 from monoeval.data.label_noise import Transitions, asymmetric, confused, symmetric
 from monoeval.data.load import loaded
+from monoeval.data.official import official_images
 from monoeval.data.splits import long_tail, share, shots
 from monoeval.errors import UsageError
 from monoeval.keys import key
@@ -75,8 +76,17 @@ def load(spec: DataSpec) -> Data:
 
 def test_images(test: TestSet) -> ImageSet:
     """The images a test set names."""
+    if test.official is not None:
+        return _published(test.model_dump_json())
     data = load(test.data)
     return data.whole if test.whole and data.whole is not None else data.test
+
+
+@lru_cache(maxsize=256)
+def _published(test_json: str) -> ImageSet:
+    test = TestSet.model_validate_json(test_json)
+    clean = test_images(test.model_copy(update={"official": None}))
+    return clean if test.official is None else official_images(clean, test.official)
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -203,7 +213,12 @@ def _keys(group: Group) -> tuple[str, ...]:
     for trial in group.trials:
         # what names data is left out: its content decides, wherever it lies
         fields = trial.model_dump(
-            mode="json", exclude={"data": True, "protocol": True, "test": {"data", "shared_with"}}
+            mode="json",
+            exclude={
+                "data": True,
+                "protocol": True,
+                "test": {"data": True, "shared_with": True, "official": {"folder"}},
+            },
         )
         if trial.test.shared_with is not None:
             fields["series"] = shared_classes(trial)

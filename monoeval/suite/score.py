@@ -74,7 +74,7 @@ def _signal(trial: Trial, noisy: Transitions | None) -> float:
 
 
 def _protocol(trial: Trial, size: int) -> str:
-    if trial.scenario != "corruption":
+    if "/onthefly/" not in trial.protocol:
         return trial.protocol
     return trial.protocol.replace("/onthefly/", f"/{corruption_table(size)}.onthefly/") + f"/{size}"
 

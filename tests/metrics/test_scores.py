@@ -7,9 +7,11 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from monoeval.errors import MonoevalError
 from monoeval.metrics.scores import (
+    ALEXNET_ERROR,
     accuracy,
     area_under_levels,
     effective_robustness,
+    mean_corruption_error,
     relative_accuracy,
     relative_robustness,
     row_scores,
@@ -69,3 +71,26 @@ def test_effective_robustness_is_what_lies_above_the_line_of_standard_models() -
 
 def test_relative_robustness_is_the_gain_under_the_shift() -> None:
     assert relative_robustness(0.55, 0.5) == pytest.approx(0.05)
+
+
+def test_alexnet_has_an_mce_of_one():
+    spread = np.array([-0.2, -0.1, 0, 0.1, 0.2])
+    alexnet = {name: error + spread for name, error in ALEXNET_ERROR.items()}
+    assert mean_corruption_error(alexnet) == pytest.approx(1)
+    assert mean_corruption_error(alexnet, clean_error=0.4348) == pytest.approx(1)
+    half = {name: errors / 2 for name, errors in alexnet.items()}
+    assert mean_corruption_error(half) == pytest.approx(0.5)
+
+
+def test_relative_mce_subtracts_the_clean_errors():
+    errors = {name: [0.5] * 5 for name in ALEXNET_ERROR}
+    by_hand = np.mean([(0.5 - 0.25) / (error - 0.4348) for error in ALEXNET_ERROR.values()])
+    assert mean_corruption_error(errors, clean_error=0.25) == pytest.approx(by_hand)
+
+
+def test_an_mce_needs_fifteen_corruptions_and_five_severities():
+    errors = {name: [0.5] * 5 for name in ALEXNET_ERROR}
+    with pytest.raises(MonoevalError, match="see to fog"):
+        mean_corruption_error({name: e for name, e in errors.items() if name != "fog"})
+    with pytest.raises(MonoevalError, match="also for snow"):
+        mean_corruption_error(errors | {"snow": [0.5]})

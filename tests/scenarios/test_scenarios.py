@@ -31,6 +31,13 @@ def test_scenarios_that_change_test_images_fit_on_clean_rows_and_draw_nothing(na
     assert all(t.fit == Fit() and t.draw is None for t in trials(name))
 
 
+def test_corruptions_are_the_fifteen_and_frost_says_that_it_is_a_substitute() -> None:
+    made = [t for t in trials("corruption") if t.level == 3]
+    assert len(made) == 15
+    assert [t.protocol for t in made if t.series == "frost-synthetic"] == ["corruption/onthefly/frost-synthetic@3"]
+    assert sum("synthetic" in t.protocol for t in made) == 1
+
+
 @pytest.mark.parametrize("name", ["label-noise", "few-shot", "imbalance"])
 def test_scenarios_that_change_training_rows_are_scored_on_clean_test_images(name: str) -> None:
     assert all(t.test.transform is None and t.test.data == DIGITS for t in trials(name))
