@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from monoeval.metrics.error_rates import accuracy_interval, relative_error_reduction
 from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
@@ -63,14 +64,14 @@ def _accuracy(scores: Scores, arm: str, points: Sequence[Point]) -> Cell:
     sample = scores.sample(arm, points)
     if sample is None:
         return Cell(None, (*reasons, "no seed has all of these levels"))
-    return Cell(paired_difference(sample.values, sample.groups), tuple(reasons) or sample.remarks)
+    return Cell(accuracy_interval(sample.values, sample.groups), tuple(reasons) or sample.remarks)
 
 
 def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column], primary: int) -> Difference:
     """`arm` minus `against` in each column, over the levels that both have."""
     cells = []
-    drawn = conditional = False
-    units = 0
+    varied: tuple[str, ...] = ()
+    conditional, units, fewer_errors = False, 0, None
     for place, column in enumerate(columns):
         shared = _shared(scores, arm, against, column.points)
         sample = scores.sample(arm, shared, against)
@@ -85,8 +86,10 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
             remarks = (f"on {len(shared)} of {len(column.points)} levels, without {lost}", *remarks)
         cells.append(Cell(paired_difference(sample.values, sample.groups), remarks))
         if place == primary:
-            drawn, conditional, units = sample.drawn, sample.conditional, len(sample.units)
-    return Difference(against, tuple(cells), cells[primary], drawn, conditional, units)
+            varied, conditional, units = sample.varied, sample.conditional, len(sample.units)
+            if sample.wrong is not None:
+                fewer_errors = relative_error_reduction(sample.values, sample.wrong, sample.groups)
+    return Difference(against, tuple(cells), cells[primary], varied, conditional, units, fewer_errors)
 
 
 def _unlike(probe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -119,15 +122,15 @@ def _comparison(
         concerned = [d.against for d in scored if remark in d.primary.remarks]
         notes.append(remark if len(concerned) == len(scored) else f"against {', '.join(concerned)}: {remark}")
     backbones = {other["name"]: other.get("backbone") for other in scores.arms}
-    pretraining = backbones[name] != backbones.get(baseline)
-    one_pair = pretraining and (gain.conditional or gain.units == 1)
+    pretraining = [d for d in (gain, *controls) if backbones.get(d.against) != backbones[name]]
+    one_pair = any(d.conditional or d.units == 1 for d in pretraining)
     if one_pair:
         notes.append("conditional on one backbone pair")
     elif gain.conditional:
         notes.append("conditional on one backbone")
     if gain.units == 1:
         notes.append("one seed: test rows only")
-    elif gain.units and not gain.drawn:
+    elif gain.units and not gain.varied:
         notes.append("nothing is drawn: test rows only")
     kind, sentence = ("control", "") if is_control else _judge(scores, name, gain, controls, one_pair)
     return Comparison(name, gain, controls, kind, sentence, notes=tuple(dict.fromkeys(notes)))
@@ -151,7 +154,7 @@ def _judge(
         explained = f"{100 * trained:.1f} % of the variance, its untrained self {100 * untrained:.1f} %"
         return none, f"Adapter not trained: it explains {explained}."
     held = {d.against: d.primary.interval for d in controls if d.primary.interval is not None}
-    judged = verdict(gain.primary.interval, held)
+    judged = verdict(gain.primary.interval, held, scores.margin)
     if judged.kind == "beyond the controls":
         return judged.kind, f"{judged.sentence} {_cause(scores, arm, list(held))}"
     return judged.kind, judged.sentence

@@ -46,7 +46,7 @@ def _scenario(table: Table, figure: str | None) -> Iterable[str]:
         yield f"![{capital(table.quantity)} of every arm: {_escape(table.title)}]({figure})"
     headings = [wording.heading(column) for column in table.columns]
     cells = [[arm, *(wording.accuracy(c, footnotes) for c in row)] for arm, row in table.cells.items()]
-    yield f"{capital(table.quantity)} in per cent, with the half-width of its 95 % interval:"
+    yield f"{capital(table.quantity)} in per cent, with the distance to the farther end of its 95 % interval:"
     yield _grid(["arm", *headings], cells)
     headings_of, lines_of = wording.summary_table(table)
     if lines_of:
@@ -56,12 +56,9 @@ def _scenario(table: Table, figure: str | None) -> Iterable[str]:
         yield f"Paired differences in points, with 95 % intervals ({_escape(table.primary_label)}):"
         lines = []
         for comparison in table.comparisons:
-            for against, found, adjusted in wording.differences(comparison):
-                interval = found.primary.interval
-                p = wording.p_value(interval.p_value if interval else None)
-                about = [wording.difference(found.primary, footnotes), p, wording.p_value(adjusted)]
-                lines.append([comparison.arm, against, *about, wording.smallest(interval)])
-        yield _grid(["arm", "against", "difference", "p", "adjusted p", "could see"], lines)
+            for against, found, _ in wording.differences(comparison):
+                lines.append([comparison.arm, against, *wording.difference_cells(found, footnotes)])
+        yield _grid(["arm", "against", *wording.DIFFERENCE_HEADINGS], lines)
         if len(table.columns) > 1:
             yield "The same for each column:"
             by_column = [

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from monoeval.metrics.error_rates import Ratio
 from monoeval.metrics.paired import Interval
 from monoeval.report.scores import DETECTION, Point
 from monoeval.suite.ledger import Row
@@ -37,11 +38,15 @@ class Difference:
     cells: tuple[Cell, ...]
     """One for each column of the table."""
     primary: Cell
-    drawn: bool
-    """Whether anything varies from seed to seed."""
+    varied: tuple[str, ...]
+    """What each seed redraws, of backbone, adapter and draw (noise, shots): the interval covers these together."""
     conditional: bool
     """Whether the backbone is one and the same for every seed."""
     units: int
+    fewer_errors: Ratio | None = None
+    """Primary difference as a share of the other arm's errors; None where those are not above zero."""
+    adjusted_p: float | None = None
+    """p of the primary difference, Holm-adjusted over the report's family; None outside of it."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,16 @@ class Comparison:
     kind: str
     """The verdict in two or three words; "control" for an arm that is only there to be compared with."""
     sentence: str
-    adjusted_p: float | None = None
-    """p of the gain over the baseline, Holm-adjusted over all verdicts of the report."""
     notes: tuple[str, ...] = ()
 
     @property
     def is_claim(self) -> bool:
         return self.kind != "control"
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """From the baseline, then from each control."""
+        return (self.baseline, *self.controls)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ class TestRows:
     place: NDArray[np.int64]  # [N] → where the file's rows went in the sorted order
 
 
+SEEDS = ("backbone", "adapter", "draw")
+
+
 @dataclass(frozen=True)
 class Sample:
     """Correctness, or the difference of two arms in it, averaged over points and repeats."""
@@ -49,8 +52,10 @@ class Sample:
     values: NDArray[np.float64]  # [R, U]
     groups: NDArray[np.int64] | None  # [R]
     units: tuple[int, ...]
-    drawn: bool
-    """Whether anything varies from unit to unit; otherwise the units are copies of one score."""
+    wrong: NDArray[np.float64] | None
+    """[R, U] errors of the arm that is subtracted; None for one arm's values, and for AUROC."""
+    varied: tuple[str, ...]
+    """What each unit has of its own, of backbone, adapter and draw; if nothing, units are copies of one score."""
     conditional: bool
     remarks: tuple[str, ...]
     """What was left out to keep the pairs whole."""
@@ -79,6 +84,8 @@ class Scores:
         self._name_protocols()
         seeds = self.recipe.get("seeds", 1)
         self.units: tuple[int, ...] = tuple(range(seeds) if isinstance(seeds, int) else seeds)
+        self.margin = float(self.recipe.get("margin", 1.0)) / 100
+        """Differences within ± this share count as none."""
         self._of: dict[tuple[str, Point], list[Row]] = defaultdict(list)
         for row in self.rows:
             for point in points_of(row):
@@ -182,7 +189,7 @@ class Scores:
         tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
         ids = _union([self._shared_ids(pair) for found, _ in pairs.values() for pair in found])
         groups = _groups(tests, ids)
-        values = np.zeros((len(ids), len(units)))
+        values, wrong = np.zeros((2, len(ids), len(units)))
         partly: dict[tuple[int, int], None] = {}
         for column, unit in enumerate(units):
             for point in points:
@@ -197,18 +204,21 @@ class Scores:
                         partly[len(here), most] = None
                     signs = zip(pair, (weight, -weight), strict=False)
                     part = sum((sign * self._correct(row, here) for row, sign in signs), np.zeros(len(here)))
-                    level = part.mean()
-                    values[:, column] += level
-                    values[np.searchsorted(ids, here), column] += (part - level) * (len(ids) / len(here))
+                    place = np.searchsorted(ids, here)
+                    for made, own in ((values, part), (wrong, weight * (1 - self._correct(pair[-1], here)))):
+                        level = own.mean()
+                        made[:, column] += level
+                        made[place, column] += (own - level) * (len(ids) / len(here))
         labels = _labels(tests, ids)
         if weigh and points[0].scenario == "imbalance":
-            values = balanced(values, labels)
+            values, wrong = balanced(values, labels), balanced(wrong, labels)
         remarks += [f"only the {n} of {most} test rows that both arms have" for n, most in partly]
         return Sample(
             values,
             groups,
             tuple(units),
-            drawn=any(_seeds(row) != (None, None, None) for row in used),
+            wrong=None if against is None else wrong,
+            varied=_varied(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=ids,
@@ -266,7 +276,8 @@ class Scores:
             values,
             groups,
             tuple(units),
-            drawn=any(_seeds(row) != (None, None, None) for row in used),
+            wrong=None,
+            varied=_varied(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=np.concatenate([within.ids, beyond.ids]),
@@ -412,6 +423,13 @@ def _seeds(row: Row) -> tuple[int | None, int | None, int | None]:
 def _place(row: Row) -> tuple[object, ...]:
     """Equal for the two scores whose rows are told apart."""
     return row.arm, row.protocol, row.repeat, *_seeds(row)
+
+
+def _varied(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of `SEEDS` that are not the same in all of `rows`."""
+    columns = zip(*map(_seeds, rows), strict=True)
+    found = zip(SEEDS, ({seed for seed in column if seed is not None} for column in columns), strict=True)
+    return tuple(name for name, seeds in found if len(seeds) > 1)
 
 
 def applies(row: Row, unit: int) -> bool:

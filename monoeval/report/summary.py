@@ -1,6 +1,6 @@
 """From a run folder to the numbers of its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from monoeval.metrics.paired import holm
 from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
-from monoeval.report.model import Comparison, Summary, Table
+from monoeval.report.model import Comparison, Difference, Summary, Table
 from monoeval.report.scores import DETECTION, Scores, mean_measures
 from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
@@ -22,9 +22,9 @@ ALPHA = 0.05
 def summarise(folder: Path) -> Summary:
     """Summarise the run in `folder`; nothing is written.
 
-    Intervals are 95 % two-way variance components (test rows × seeds) from `metrics.paired`. The baseline
-    comparisons that get a verdict are one family for Holm's adjustment. Raises UsageError where `folder` is no
-    run, MonoevalError where a file of it is missing or damaged.
+    Intervals are 95 % two-way variance components (test rows × seeds) from `metrics.paired`. The family for Holm's
+    adjustment is what the recipe names, or else every gain over a baseline that gets a verdict. Raises UsageError
+    where `folder` is no run, MonoevalError where a file of it is missing or damaged.
     """
     scores = Scores(folder)
     divided = divide(scores.points)
@@ -37,15 +37,19 @@ def summarise(folder: Path) -> Summary:
 def summary_of(scores: Scores, tables: Sequence[Table]) -> Summary:
     """The summary of filled tables: their family of verdicts adjusted, with notes on all of `scores`."""
     comparisons = [c for table in tables for c in table.comparisons]
-    family, everywhere = _adjusted(comparisons), _hoisted(comparisons)
+    named = scores.recipe.get("family") or []
+    family, everywhere = _family(tables, named), _hoisted(comparisons)
+    adjusted = dict(zip(map(id, family), holm([_p(d) for d in family]), strict=True)) if family else {}
     tables = [
-        replace(table, comparisons=tuple(_finished(c, family.get(id(c)), everywhere) for c in table.comparisons))
+        replace(
+            table, comparisons=tuple(_finished(c, adjusted, bool(named), everywhere) for c in table.comparisons)
+        )
         for table in tables
     ]
     arms = tuple(str(arm["name"]) for arm in scores.arms)
     certified = [row for row in scores.rows if row.status == "ok" and "gap" in row.probe]
     details = [_certificate(certified)] if certified else []
-    notes = _notes(scores, tables, len(family), everywhere)
+    notes = _notes(scores, tables, len(family), bool(named), everywhere)
     if not all(row.converged and np.isfinite(row.probe["gap"]) for row in certified):
         notes, details = notes + details, []
     measures = {arm: mean_measures([row for row in scores.rows if row.arm == arm]) for arm in arms}
@@ -89,11 +93,28 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _adjusted(comparisons: Sequence[Comparison]) -> dict[int, float]:
-    """Holm-adjusted p of the primary gain over the baseline, for the comparisons that make a claim."""
-    family = [(c, c.baseline.primary.interval) for c in comparisons if c.kind not in {"control", "no verdict"}]
-    held = {id(c): interval.p_value for c, interval in family if interval is not None}
-    return dict(zip(held, map(float, holm(list(held.values()))), strict=True)) if held else {}
+def _family(tables: Sequence[Table], named: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """The differences that Holm's adjustment is over.
+
+    What the recipe names counts even where it has no score, so that a failure does not make a family smaller.
+    """
+    comparisons = [(table.scenario, c) for table in tables for c in table.comparisons]
+    if not named:
+        return [c.baseline for _, c in comparisons if c.kind not in {"control", "no verdict"}]
+    found: dict[int, Difference] = {}
+    for member in named:
+        for scenario, comparison in comparisons:
+            if scenario != member["scenario"] or member["arm"] not in (None, comparison.arm):
+                continue
+            if member["arm"] is None and not comparison.is_claim:
+                continue
+            against = member["against"] or comparison.baseline.against
+            found |= {id(d): d for d in comparison.differences if d.against == against}
+    return list(found.values())
+
+
+def _p(difference: Difference) -> float:
+    return 1.0 if difference.primary.interval is None else difference.primary.interval.p_value
 
 
 def _hoisted(comparisons: Sequence[Comparison]) -> list[str]:
@@ -104,27 +125,41 @@ def _hoisted(comparisons: Sequence[Comparison]) -> list[str]:
     return [note for note in comparisons[0].notes if note in shared]
 
 
-def _finished(comparison: Comparison, adjusted_p: float | None, said: Sequence[str]) -> Comparison:
-    """With its adjusted p, and without the notes that are said once for all."""
+def _finished(
+    comparison: Comparison, adjusted: Mapping[int, float], named: bool, said: Sequence[str]
+) -> Comparison:
+    """With adjusted p values, and without the notes that are said once for all."""
     notes = [note for note in comparison.notes if note not in said]
-    interval = comparison.baseline.primary.interval
-    if interval is not None and adjusted_p is not None and interval.p_value <= ALPHA < adjusted_p:
-        notes.append(f"not after adjustment for all verdicts of this report: p = {adjusted_p:.2f}")
-    return replace(comparison, adjusted_p=adjusted_p, notes=tuple(notes))
+    family = "the recipe's family" if named else "all verdicts of this report"
+    for difference in comparison.differences:
+        p = adjusted.get(id(difference))
+        if p is not None and _p(difference) <= ALPHA < p:
+            which = "" if difference is comparison.baseline else f"against {difference.against}: "
+            notes.append(f"{which}not after adjustment for {family}: p = {p:.2f}")
+    if named and comparison.is_claim and id(comparison.baseline) not in adjusted:
+        notes.append("outside the recipe's family: exploratory")
+    baseline, *controls = (replace(d, adjusted_p=adjusted.get(id(d))) for d in comparison.differences)
+    return replace(comparison, baseline=baseline, controls=tuple(controls), notes=tuple(notes))
 
 
-def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Sequence[str]) -> list[str]:
+def _notes(
+    scores: Scores, tables: Sequence[Table], family: int, named: bool, everywhere: Sequence[str]
+) -> list[str]:
     notes = [f"Every comparison here: {'; '.join(everywhere)}."] if everywhere else []
     notes.append(
         "Intervals are 95 %, for the mean over test rows crossed with seeds (two-way variance components, "
         "Satterthwaite degrees of freedom); differences are paired by test row and draw. “Could see” is the "
         "smallest true difference, in points, that would have been found with 80 % power."
     )
+    if varied := _varied(tables):
+        notes.append(varied)
     if family > 1:
-        notes.append(
-            f"Adjusted p is Holm's over the {family} gains over a baseline that get a verdict here; the verdicts "
-            "rest on the unadjusted 95 % intervals."
+        which = (
+            f"{family} comparisons that the recipe names as its family"
+            if named
+            else f"{family} gains over a baseline that get a verdict here"
         )
+        notes.append(f"Adjusted p is Holm's over the {which}; the verdicts rest on the unadjusted 95 % intervals.")
     if family:
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
@@ -155,6 +190,20 @@ def _notes(scores: Scores, tables: Sequence[Table], family: int, everywhere: Seq
             "rows, also where the probe sees few or noisy ones."
         )
     return notes + _about_probes(scores)
+
+
+def _varied(tables: Sequence[Table]) -> str:
+    """What intervals cover beside test rows."""
+    found = {d.varied for t in tables for c in t.comparisons for d in c.differences if d.varied}
+    if not found:
+        return ""
+    if len(found) > 1:
+        which = "what stands under “seeds redraw” in report.md, and what is fixed there is not covered"
+    else:
+        (only,) = found
+        which = f"the {listed(only)}" + (" and nothing else" if "backbone" not in only else "")
+    together = ": their parts cannot be told apart" if any(len(some) > 1 for some in found) else ""
+    return f"Each seed redraws at once {which}{together}."
 
 
 _UNTUNED = {

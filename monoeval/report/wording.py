@@ -41,12 +41,12 @@ def signed(share: float) -> str:
 
 
 def accuracy(cell: Cell, footnotes: Footnotes) -> str:
-    """An accuracy in per cent with the half-width of its interval: 93.4 ± 1.2."""
+    """An accuracy in per cent with the distance to the farther end of its interval: 93.4 ± 1.2."""
     mark = footnotes.mark(*cell.remarks)
     if cell.interval is None:
         return NOT_AVAILABLE + mark
-    half = (cell.interval.high - cell.interval.low) / 2
-    return f"{100 * cell.interval.mean:.1f} ± {100 * half:.1f}{mark}".replace("inf", "∞")
+    farther = max(cell.interval.high - cell.interval.mean, cell.interval.mean - cell.interval.low)
+    return f"{100 * cell.interval.mean:.1f} ± {100 * farther:.1f}{mark}".replace("inf", "∞")
 
 
 def points(interval: Interval) -> str:
@@ -76,10 +76,48 @@ def heading(column: Column) -> str:
 
 
 def differences(comparison: Comparison) -> Iterator[tuple[str, Difference, float | None]]:
-    """The lines of a comparison, its baseline's first: what against, the difference, the baseline's adjusted p."""
-    yield comparison.baseline.against, comparison.baseline, comparison.adjusted_p
-    for control in comparison.controls:
-        yield control.against, control, None
+    """The lines of a comparison, its baseline's first: what against, the difference, its adjusted p."""
+    for difference in comparison.differences:
+        yield difference.against, difference, difference.adjusted_p
+
+
+DIFFERENCE_HEADINGS = ("difference", "fewer errors, %", "p", "adjusted p", "could see", "seeds redraw")
+
+
+def difference_cells(found: Difference, footnotes: Footnotes) -> list[str]:
+    """What stands under `DIFFERENCE_HEADINGS`."""
+    interval = found.primary.interval
+    return [
+        difference(found.primary, footnotes),
+        _fewer_errors(found),
+        p_value(interval.p_value if interval else None),
+        p_value(found.adjusted_p),
+        smallest(interval),
+        _seeds_redraw(found),
+    ]
+
+
+def _fewer_errors(found: Difference) -> str:
+    """The relative error reduction in per cent, with its interval: +18 [+4, +30]."""
+    if found.fewer_errors is None:
+        return "" if found.primary.interval is None else NOT_AVAILABLE
+    value, low, high = (_whole(100 * share) for share in vars(found.fewer_errors).values())
+    return f"{value} [{low}, {high}]"
+
+
+def _whole(per_cent: float) -> str:
+    rounded = round(per_cent)
+    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else '±'}{abs(rounded)}"
+
+
+def _seeds_redraw(found: Difference) -> str:
+    """What the interval covers beside test rows, and the share of its variance that comes from there."""
+    interval = found.primary.interval
+    if interval is None:
+        return ""
+    if found.units == 1:
+        return "one seed"
+    return f"{' + '.join(found.varied)}: {100 * interval.unit_share:.0f} %" if found.varied else "nothing"
 
 
 def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:

@@ -90,6 +90,16 @@ def _switched(value: object) -> object:
     return TextArms() if value is True else None if value is False else value
 
 
+class Claim(Spec):
+    """Comparisons whose p values are adjusted for one another: gains in the primary summary of a scenario."""
+
+    scenario: str
+    arm: str | None = None
+    """None: every arm that is nobody's control."""
+    against: str | None = None
+    """One of the arm's controls; None: its baseline."""
+
+
 class Recipe(Spec):
     """A study. Either `backbones` and `arms` are listed outright, or `models` × `methods` expand to them."""
 
@@ -110,6 +120,10 @@ class Recipe(Spec):
     zero_shot: Annotated[TextArms | None, BeforeValidator(_switched)] = None
     """`true`, or settings: beside each image-text model, arms that read class names."""
     scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
+    family: tuple[Annotated[Claim, _named("scenario")], ...] = ()
+    """What Holm's adjustment is over, named before running; if empty, each gain over a baseline with a verdict."""
+    margin: Annotated[float, Field(gt=0, lt=100)] = 1.0
+    """Differences within ± so many points count as none: what "no gain" and "explained by controls" mean."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,6 +158,11 @@ class Recipe(Spec):
             raise ValueError(f"{claimed}: uninstall one of the two packages")
         if len(set(repeated)) < len(repeated):
             raise ValueError("a scenario is listed twice; give one entry several levels instead")
+        for claim in self.family:
+            if claim.scenario not in repeated:
+                raise ValueError(f"the family names {claim.scenario}, which is no scenario of this recipe")
+            if claim.against is not None and claim.arm is None:
+                raise ValueError(f"the family holds something against {claim.against}: name the arm, too")
         return self
 
     def resolved(self) -> "Recipe":
@@ -155,7 +174,7 @@ class Recipe(Spec):
                 spec_of(arm.adapter)
                 if arm.learner == "zero-shot":
                     check_text_tower(self.backbones[arm.backbone])
-            return self._with_latents()._with_text()
+            return self._with_latents()._with_text()._with_known_family()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -164,7 +183,7 @@ class Recipe(Spec):
             backbones[label] = model
             arms += _expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
-        return self.model_copy(update=fields)._with_latents()._with_text()
+        return self.model_copy(update=fields)._with_latents()._with_text()._with_known_family()
 
     def _with_latents(self) -> "Recipe":
         """With the arms that `latents` asks for: most and least are held against random ones."""
@@ -212,6 +231,24 @@ class Recipe(Spec):
                 fields = {"name": name, "method": "l2norm", "params": {}, "probe": probe, "baseline": arm.name}
                 arms.setdefault(name, arm.model_copy(update={**fields, "controls": ()}))
         return self.model_copy(update={"arms": tuple(arms.values()), "zero_shot": None})
+
+    def _with_known_family(self) -> "Recipe":
+        """Itself, once every comparison of the family is known to be one of the report's."""
+        arms = {arm.name: arm for arm in self.arms}
+        for claim in self.family:
+            if claim.arm is None:
+                continue
+            if claim.arm not in arms:
+                raise unknown("arm", claim.arm, arms)
+            held = [other for other in (arms[claim.arm].baseline, *arms[claim.arm].controls) if other]
+            if not held:
+                raise UsageError(f"{claim.arm} has no baseline, so the family can say nothing of it.")
+            if claim.against not in (None, *held):
+                raise UsageError(
+                    f"The family holds {claim.arm} against {claim.against}, which is neither its baseline nor one "
+                    f"of its controls: name one of {', '.join(held)}."
+                )
+        return self
 
     def key(self) -> str:
         """Names the run folder; the note does not count."""
@@ -290,6 +327,12 @@ def changed(
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if select_on is not None:
         fields["scenarios"] = _selected_on(fields["scenarios"], select_on)
+    kept = [c for c in recipe.family if c.scenario in [s.name for s in fields["scenarios"]]]
+    if models or methods:
+        kept = [c for c in kept if c.arm is None]  # those arms are no longer there
+    if len(kept) < len(recipe.family):
+        log.warning("The recipe's family loses what it says of arms and scenarios that are left out.")
+        fields["family"] = tuple(kept)
     if seeds is not None:
         fields["seeds"] = seeds
     if latents:

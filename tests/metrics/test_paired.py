@@ -21,7 +21,10 @@ def test_a_table_worked_by_hand():
     found = paired_difference([[1, 3], [2, 6], [6, 6]])
     assert found.mean == 4
     assert found.standard_error == pytest.approx(np.sqrt((8 + 6 - 2) / 6))
-    assert found.degrees_of_freedom == pytest.approx(12**2 / (8**2 / 2 + 6**2 / 1 + 2**2 / 2))
+    # Satterthwaite 2.06; harmonic mean of 1 (units: 6 − 2 of 12) and 2 (rows): 1 / (1/3 + 1/3); at least 1
+    assert pytest.approx(2.057, abs=1e-3) == 12**2 / (8**2 / 2 + 6**2 / 1 + 2**2 / 2)
+    assert found.degrees_of_freedom == pytest.approx(1.5)
+    assert found.unit_share == pytest.approx(4 / 12)
     t = stats.t(found.degrees_of_freedom)
     assert (found.low, found.high) == pytest.approx((4 - t.ppf(0.975) * 2**0.5, 4 + t.ppf(0.975) * 2**0.5))
     assert found.smallest == pytest.approx((t.ppf(0.975) + t.ppf(0.8)) * 2**0.5)
@@ -34,6 +37,23 @@ def test_a_negative_component_counts_as_zero():
     table = np.array([[1.0, 3], [5, 3], [6, 6]])
     found = paired_difference(table)
     assert found.standard_error == pytest.approx(table.mean(1).std(ddof=1) / np.sqrt(3))
+    assert found.degrees_of_freedom == 2  # of the rows alone: a component of zero brings no uncertainty
+    assert found.unit_share == 0
+
+
+def test_satterthwaite_where_units_are_much_like_noise():
+    # MS_units is mostly noise, so its square weighs more than what it says of units
+    rng = np.random.default_rng(1)
+    table = 0.5 * rng.normal(size=(40, 1)) + rng.normal(size=(40, 4)) + [0, 0.2, 0.4, 0.5]
+    mean, row, unit = table.mean(), table.mean(1), table.mean(0)
+    ms_rows, ms_units = 4 * row.var(ddof=1), 40 * unit.var(ddof=1)
+    ms_error = ((table - row[:, None] - unit + mean) ** 2).sum() / (39 * 3)
+    assert ms_rows > ms_error
+    total = ms_rows + ms_units - ms_error
+    found = paired_difference(table)
+    assert found.standard_error**2 == pytest.approx(total / 160)
+    satterthwaite = total**2 / (ms_rows**2 / 39 + ms_units**2 / 3 + ms_error**2 / (39 * 3))
+    assert found.degrees_of_freedom == pytest.approx(satterthwaite)
 
 
 def test_one_unit_is_the_t_test_over_rows():
@@ -96,14 +116,25 @@ def test_nothing_to_generalise_from():
     assert (single.low, single.high, single.p_value) == (-np.inf, np.inf, 1.0)
     assert verdict(single, {}).kind == "undetermined"
     same = paired_difference(np.zeros((5, 2)))
-    assert (same.low, same.high, same.p_value) == (0, 0, 1)
-    assert verdict(same, {}).kind == "no gain"
+    # five rows alike do not say that the next one is: exact binomial bound on what none of five showed
+    bound = stats.binomtest(0, 5).proportion_ci(0.95, "exact").high
+    assert (same.low, same.high, same.p_value) == (pytest.approx(-bound), pytest.approx(bound), 1)
+    assert verdict(same, {}).kind == "undetermined"
+    assert verdict(paired_difference(np.zeros((2000, 2))), {}).kind == "no gain"
     with pytest.raises(MonoevalError, match="1 of 2"):
         paired_difference([[np.nan], [1.0]])
     with pytest.raises(MonoevalError, match="shape"):
         paired_difference(np.zeros((0, 3)))
     with pytest.raises(MonoevalError, match="groups"):
         paired_difference(np.zeros((3, 3)), np.arange(2))
+
+
+@given(st.sampled_from([-1.0, -0.5, 0.0, 1.0]), st.integers(2, 5))
+def test_rows_that_are_alike_are_never_certain(value, groups):
+    alike = np.full((12, 3), value)
+    found = paired_difference(alike, np.arange(12) % groups)
+    assert found.high - found.low >= 2 * (1 - 0.025 ** (1 / groups)) - 1e-9
+    assert paired_difference(alike).high - found.mean <= found.high - found.mean + 1e-9  # more rows than clusters
 
 
 @pytest.mark.parametrize("units", [3, 5, 10])
@@ -195,3 +226,36 @@ def test_verdicts(gain, controls, kind, words):
     found = verdict(gain, controls)
     assert found.kind == kind
     assert words in found.sentence
+
+
+RANK = {"worse": -1, "no gain": 0, "explained by controls": 1, "undetermined": 1, "beyond the controls": 2}
+SHARES = st.floats(-0.1, 0.1)
+DIFFERENCES = st.builds(around, SHARES, st.floats(1e-4, 0.08))
+CONTROLS = st.dictionaries(st.sampled_from(["relu", "pca", "topk"]), DIFFERENCES, min_size=1)
+
+
+@given(DIFFERENCES, CONTROLS, st.floats(0, 0.1), st.randoms())
+def test_a_better_or_a_further_control_never_lifts_a_verdict(gain, controls, more, random):
+    found = verdict(gain, controls).kind
+    name = random.choice(sorted(controls))
+    lower = controls[name].mean - more
+    better = around(lower, controls[name].high - controls[name].mean)
+    assert RANK[verdict(gain, {**controls, name: better}).kind] <= RANK[found]
+    assert RANK[verdict(gain, {**controls, "new": better}).kind] <= RANK[found]
+    assert (found == "beyond the controls") == (gain.low > 0 and all(c.low > 0 for c in controls.values()))
+
+
+@given(DIFFERENCES, CONTROLS, st.floats(0.001, 0.05), st.floats(0, 0.05))
+def test_a_verdict_hangs_on_numbers_alone(gain, controls, margin, more):
+    found = verdict(gain, controls, margin).kind
+    backwards = dict(reversed(controls.items()))
+    assert verdict(gain, backwards, margin).kind == found
+    wider = verdict(gain, controls, margin + more).kind
+    assert found == wider or found == "undetermined"  # a wider margin settles, and unsettles nothing
+    assert (found == "worse") == (gain.high < 0)
+    if found in {"explained by controls", "beyond the controls"}:
+        assert gain.low > 0
+    if found == "explained by controls":
+        assert any(c.high < 0 or c.within(margin) for c in controls.values())
+    if found == "no gain":
+        assert gain.within(margin)
