@@ -24,6 +24,8 @@ ROUGH_GAIN = 2e-5
 ROUGH_PROMISE = 1e-3
 """... or after a refused step, where the model does not promise more than this share of f: reduced products
 refuse steps near the end, but far from it a shorter step is all that is needed."""
+CLOSING = 0.8
+"""A pass that leaves this share of the gap, or less, gains something where f no longer falls."""
 ROUNDING = 0.1
 """Units of the last place by which f seems to change where only rounding does."""
 
@@ -57,6 +59,7 @@ class Descent:
         value, penalty, gradient, bound = now.value, now.penalty, now.gradient, now.bound
         history: list[tuple[Tensor, Tensor, Tensor]] = []
         step, idle, lowest = torch.ones_like(value), torch.zeros_like(value), value
+        narrowest = torch.full_like(value, torch.inf)
         ended = torch.zeros_like(value, dtype=torch.bool)
         while True:
             direction = self._direction(gradient, at, history)
@@ -69,6 +72,8 @@ class Descent:
                 hopeless = (step < 1) & (-0.5 * slope <= ROUGH_PROMISE * value)
                 near = (certified & estimated) | (idle >= 1) | hopeless
             else:
+                closing = ~certified & (gap < CLOSING * narrowest)
+                narrowest, idle = torch.where(closing, gap, narrowest), torch.where(closing, 0.0, idle)
                 # rounding keeps some gaps from closing and some estimates from coming true: passes that gain
                 # nothing else end a problem too, where the other of the two says that it is near
                 near = (certified | ~torch.isfinite(bound) | (idle >= 5)) & estimated | certified & (idle >= 10)
@@ -123,9 +128,9 @@ class Descent:
                     groups = groups[index]
                 else:
                     problems = problems[index]
-                x, gradient, value, penalty, bound, lowest, step, idle, ended = (
+                x, gradient, value, penalty, bound, lowest, step, idle, ended, narrowest = (
                     t.index_select(along, index)
-                    for t in (x, gradient, value, penalty, bound, lowest, step, idle, ended)
+                    for t in (x, gradient, value, penalty, bound, lowest, step, idle, ended, narrowest)
                 )
                 at = at.take(along, index)
                 history = [
