@@ -21,6 +21,7 @@ from monoeval import progress
 from monoeval.backbones import records
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone
+from monoeval.backbones.preprocess import Preprocess
 from monoeval.data.images import Image, ImageSet, Transform
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir, cannot_write, locked
@@ -218,8 +219,7 @@ def _prepare(
     ids: NDArray[np.str_],
     transform: Transform | None,
 ) -> Tensor:
-    from monoeval.data.corruptions import corrupt
-    from monoeval.data.transforms import add_noise, view
+    from monoeval.data.transforms import view
 
     size = backbone.preprocess.image_size
     stage = _stage(transform)
@@ -228,11 +228,21 @@ def _prepare(
         parts = (view(image, str(name), transform) for image, name in zip(given, ids, strict=True))
         given = [backbone.preprocess.squeezed(part) for part in parts]
     pixels = np.stack(given) if given else np.empty((0, size, size, 3), np.uint8)
-    if transform is None or stage == "original":
-        return backbone.preprocess.tensor(pixels)
+    return normalised(backbone.preprocess, pixels, ids, None if stage == "original" else transform)
+
+
+def normalised(
+    preprocess: Preprocess, squares: NDArray[np.uint8], ids: NDArray[np.str_], transform: Transform | None
+) -> Tensor:
+    """float32 [B, 3, S, S] of uint8 [B, S, S, 3], named by `ids` [B], under a corruption or noise."""
+    from monoeval.data.corruptions import corrupt
+    from monoeval.data.transforms import add_noise
+
+    if transform is None:
+        return preprocess.tensor(squares)
     if transform.stage == "image":
-        return backbone.preprocess.tensor(corrupt(pixels, ids, transform))
-    return torch.from_numpy(add_noise(backbone.preprocess.tensor(pixels).numpy(), ids, transform))
+        return preprocess.tensor(corrupt(squares, ids, transform))
+    return torch.from_numpy(add_noise(preprocess.tensor(squares).numpy(), ids, transform))
 
 
 def _forward(backbone: Backbone, batch: Tensor) -> Tensor:

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from monoeval import __version__
-from monoeval.cli import cache, compare, console, doctor, inspect, listing, pretrain, probe, report, suite
+from monoeval.cli import (
+    cache,
+    compare,
+    console,
+    doctor,
+    finetune,
+    inspect,
+    listing,
+    pretrain,
+    probe,
+    report,
+    suite,
+)
 from monoeval.errors import MonoevalError
 
 app = typer.Typer(
@@ -37,6 +49,7 @@ def _main(
 app.command()(suite.suite)
 app.command()(probe.probe)
 app.command()(pretrain.pretrain)
+app.command()(finetune.finetune)
 app.command()(inspect.inspect)
 app.command()(report.report)
 app.command()(compare.compare)

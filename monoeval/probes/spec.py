@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from monoeval.data.prompts import TEMPLATES, check_template, read_templates
 from monoeval.spec import Spec
+from monoeval.training.settings import FinetuneSpec
 
 Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Penalty, ...], Field(min_length=1)]
@@ -193,8 +194,19 @@ TEXT_PROBES: dict[str, type[ZeroShot]] = {"zero-shot": ZeroShot, "wise": WiSE}
 """Kinds that read class names: of arms whose codes are the unit-length features of an image-text model."""
 
 ArmProbe = Annotated[
-    Logistic | LabelSmoothing | GCE | SCE | Ridge | NearestMean | KNN | PaperCached | Paper | ZeroShot | WiSE,
+    Logistic
+    | LabelSmoothing
+    | GCE
+    | SCE
+    | Ridge
+    | NearestMean
+    | KNN
+    | PaperCached
+    | Paper
+    | ZeroShot
+    | WiSE
+    | FinetuneSpec,
     Field(discriminator="kind"),
     BeforeValidator(_named),
 ]
-"""Any probe that a single arm may have."""
+"""What a single arm may have in place of the recipe's probe."""

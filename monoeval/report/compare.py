@@ -92,11 +92,16 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
     return Difference(against, tuple(cells), cells[primary], varied, conditional, units, fewer_errors)
 
 
+_COMPARED = {"finetune": ("objective", "adapt")}
+"""Settings of a probe that arms are compared for, by its kind; all others must be alike."""
+
+
 def _unlike(probe: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """How two probes differ; empty where they do not."""
     if probe["kind"] != other["kind"]:
         return f"{probe['kind']} and {other['kind']} probes"
-    settings = [name for name in {**probe, **other} if probe.get(name) != other.get(name)]
+    compared = _COMPARED.get(probe["kind"], ())
+    settings = [n for n in {**probe, **other} if n not in compared and probe.get(n) != other.get(n)]
     return f"{probe['kind']} probes with unlike {', '.join(settings)}" if settings else ""
 
 

@@ -76,7 +76,7 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
         codes = Codes(codes.features, adapter, backbone.device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
-    problems = [_problem(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
+    problems = [problem_of(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
     training = TrainingCodes.of(codes)
     probes = (make_probes or fit_probes)(
         training,
@@ -142,16 +142,24 @@ def _loaded(spec_json: str, device: str) -> Backbone:
 
 
 def _backbone(group: Group, device: str) -> tuple[Backbone, str]:
-    """The group's backbone, pretrained first where the recipe says so, and the key of its identity."""
-    data = group.data
+    """The group's backbone and the key of its identity."""
+    identity_key = key(backbone_identity(group.backbone, group.backbone_seed, group.data))
+    return backbone_of(located(group, device), device), identity_key
+
+
+def located(group: Group, device: str) -> BackboneSpec:
+    """Where the group's backbone is to be had: pretrained first, where the recipe says so."""
     spec = group.backbone
-    identity_key = key(backbone_identity(spec, group.backbone_seed, data))
-    if spec.pretrain is not None:
-        folder = pretrain(
-            spec.pretrain, load(data).train, seed=group.backbone_seed or 0, device=choose_device(device)
-        )
-        spec = spec.model_copy(update={"model": str(folder), "pretrain": None})
-    return _loaded(spec.model_dump_json(), device), identity_key
+    if spec.pretrain is None:
+        return spec
+    train, seed = load(group.data).train, group.backbone_seed or 0
+    folder = pretrain(spec.pretrain, train, seed=seed, device=choose_device(device))
+    return spec.model_copy(update={"model": str(folder), "pretrain": None})
+
+
+def backbone_of(spec: BackboneSpec, device: str) -> Backbone:
+    """The frozen backbone, loaded once for groups that follow each other."""
+    return _loaded(spec.model_dump_json(), device)
 
 
 def _features_of(trial: Trial) -> tuple[str, str]:
@@ -222,7 +230,8 @@ def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes)
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _problem(trial: Trial) -> Problem:
+def problem_of(trial: Trial) -> Problem:
+    """What the trial fits, by rows of the training images."""
     train = load(trial.data).train
     rows, labels, validation = fitted_rows(trial)
     noise = trial.fit.labels

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from monoeval.adapters.registry import METHODS, adapter_identity
+from monoeval.adapters.registry import adapter_identity
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.given_labels import from_column, from_file
@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe) -> Plan:
         for arm in recipe.arms:
             backbone = recipe.backbones[arm.backbone]
             backbone_seed = seed if backbone.pretrain else None
-            adapter_seed = seed if METHODS[arm.method].seeded else None
+            adapter_seed = seed if arm.seeded else None
             for (data, draw), some in (unfitted if fits_nothing(arm) else fitted).items():
                 if draw not in (None, seed):
                     continue
@@ -169,7 +169,7 @@ def _group(recipe: Recipe, arm: Arm, seed: int, data: DataSpec) -> Group:
         data=data,
         backbone=backbone,
         backbone_seed=seed if backbone.pretrain else None,
-        adapter_seed=seed if METHODS[arm.method].seeded else None,
+        adapter_seed=seed if arm.seeded else None,
         draw=None,
         probe=arm.probe or recipe.probe,
         match=_group(recipe, matched, seed, data) if matched else None,

@@ -2,14 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from monoeval.adapters.registry import controls_for, spec_of
+from monoeval.adapters.registry import METHODS, controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.resolve import check_text_tower, has_text_tower
@@ -38,6 +38,7 @@ from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.scenarios.registry import REFUSED, SCENARIOS, Listed
 from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
+from monoeval.training.settings import FinetuneSpec
 
 log = logging.getLogger("monoeval")
 
@@ -73,9 +74,16 @@ class Arm(Spec):
         return AdapterSpec(method=self.method, params=self.params)
 
     @property
-    def learner(self) -> Literal["frozen", "zero-shot"]:
+    def learner(self) -> Literal["frozen", "zero-shot", "finetune"]:
         """What turns its trials into scores: a name in `suite.run.LEARNERS`."""
+        if isinstance(self.probe, FinetuneSpec):
+            return "finetune"
         return "zero-shot" if isinstance(self.probe, ZeroShot) else "frozen"
+
+    @property
+    def seeded(self) -> bool:
+        """Whether an adapter or a finetuning is drawn anew for each seed."""
+        return METHODS[self.method].seeded or self.learner == "finetune"
 
 
 class TextArms(Spec):
@@ -150,6 +158,8 @@ class Recipe(Spec):
                     f"{arm.name} compares class names with the codes of {arm.method}: give it method l2norm, the "
                     "unit-length features that such models are trained on"
                 )
+            if arm.learner == "finetune" and (arm.method != "identity" or arm.latents or arm.match):
+                raise ValueError(f"{arm.name} finetunes its backbone and so has no adapter: leave out method")
         for backbone in (*self.models, *self.backbones.values()):
             if (backbone.model is None) == (backbone.pretrain is None):
                 raise ValueError("a backbone needs either model or pretrain")
@@ -282,6 +292,43 @@ def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
             controls.append(add(AdapterSpec(method="random-topk"), match=name))
             arms[name] = arms[name].model_copy(update={"controls": tuple(controls)})
     return list(arms.values())
+
+
+def finetuning(
+    models: Sequence[BackboneSpec],
+    *,
+    objectives: Sequence[str],
+    adapts: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Recipe:
+    """A study that finetunes each model in every way asked for, under label noise and with few labels.
+
+    An arm's baseline is the one that differs from it in one thing: LoRA for MonoLoRA, else CE for NCE. Raises
+    UsageError for unknown names and settings out of range.
+    """
+    backbones, arms = {}, []
+    for model in models:
+        label = str(model.model)
+        backbones[label] = _fields(model)
+        names = {
+            (adapt, objective): f"{label} {objective}" + (f" {adapt}" if adapts != ["full"] else "")
+            for adapt in adapts
+            for objective in objectives
+        }
+        for (adapt, objective), name in names.items():
+            plainer = ("lora" if adapt == "monolora" else adapt, objective if adapt == "monolora" else "ce")
+            baseline = names.get(plainer) if plainer != (adapt, objective) else None
+            probe = {"kind": "finetune", "objective": objective, "adapt": adapt, **settings}
+            arms.append({"name": name, "backbone": label, "probe": probe, "baseline": baseline})
+    fields = {
+        "backbones": backbones,
+        "arms": arms,
+        "scenarios": [
+            {"name": "label-noise", "rates": [0, 0.2, 0.4, 0.6, 0.8]},
+            {"name": "few-shot", "shots": [4, 8, 16], "repeats": 2},
+        ],
+    }
+    return _parse(fields, "the command", None)
 
 
 def changed(

@@ -23,7 +23,11 @@ from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_im
 from monoeval.suite.recipe import Recipe, load_recipe
 
 log = logging.getLogger("monoeval")
-LEARNERS = {"frozen": "monoeval.suite.frozen:score", "zero-shot": "monoeval.suite.zero_shot:score"}
+LEARNERS = {
+    "frozen": "monoeval.suite.frozen:score",
+    "zero-shot": "monoeval.suite.zero_shot:score",
+    "finetune": "monoeval.suite.finetune:score",
+}
 """Learner → `module:function` of (group, device) that gives its scores; imported when it is first needed."""
 LIBRARIES = ("monoeval", "torch", "timm", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monoeval.backbones.sources import Network
-from monoeval.data.images import Ints
 from monoeval.data.splits import folds
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
+from monoeval.probes.problem import Problem
 from monoeval.training.augment import Augmentation
 from monoeval.training.contrastive import rep_relu
 from monoeval.training.lora import activity, insert
@@ -28,18 +28,7 @@ SCORED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Task:
-    """Rows of the training images and their labels, as a trial has them."""
-
-    rows: Ints  # [n]
-    labels: Ints  # [n]
-    validation_rows: Ints | None = None
-    validation_labels: Ints | None = None
-    groups: Ints | None = None  # [n]
-
-
-@dataclass(frozen=True)
-class Choice:
+class Training:
     """How a training went."""
 
     learning_rate: float
@@ -111,25 +100,25 @@ class Finetuner:
             (lambda: torch.autocast(device.type, torch.bfloat16)) if bfloat16 else nullcontext
         )
 
-    def fit(self, task: Task, *, seed: int) -> Choice:
-        """Train on `task`, at the rate that its validation rows choose; afterwards `logits` are of this training.
+    def fit(self, problem: Problem, *, seed: int) -> Training:
+        """Train on `problem`, at the rate that held-out rows choose; afterwards `logits` are of this training.
 
-        The same task and seed give the same weights on the same machine, whatever was trained before. Raises
+        The same problem and seed give the same weights on the same machine, whatever was trained before. Raises
         MonoevalError where the loss is not finite.
         """
         rates = self.spec.learning_rates
         chosen = rates[0]
         if len(rates) > 1:
-            kept, held = self._held_out(task)
+            kept, held = self._held_out(problem)
             losses = []
             for rate in rates:
                 self._train(kept, rate, seed)
                 logits = self.logits(self.pixels[torch.from_numpy(held.rows)])
                 losses.append(float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels))))
             chosen = rates[int(np.argmin(losses))]
-        loss = self._train(task, chosen, seed)
-        seen = self._normal(self.pixels[torch.from_numpy(task.rows[:SCORED_AT_ONCE])].float() / 255)
-        return Choice(
+        loss = self._train(problem, chosen, seed)
+        seen = self._normal(self.pixels[torch.from_numpy(problem.rows[:SCORED_AT_ONCE])].float() / 255)
+        return Training(
             learning_rate=chosen,
             at_edge=len(rates) > 1 and chosen in (min(rates), max(rates)),
             loss=loss,
@@ -147,7 +136,7 @@ class Finetuner:
                 parts.append(self.model(images).float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, self.model.head.out_features)
 
-    def _train(self, task: Task, rate: float, seed: int) -> float:
+    def _train(self, problem: Problem, rate: float, seed: int) -> float:
         """Train from the start; the mean loss of the last epoch."""
         spec, model = self.spec, self.model
         model.load_state_dict(self.start)
@@ -157,8 +146,8 @@ class Finetuner:
                 layer.draw()
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
-        rows = torch.from_numpy(task.rows).to(self.device)
-        labels = torch.from_numpy(task.labels).to(self.device)
+        rows = torch.from_numpy(problem.rows).to(self.device)
+        labels = torch.from_numpy(problem.labels).to(self.device)
         model.scale.copy_(self._feature_scale(rows))
         inner = [p for p in model.backbone.parameters() if p.requires_grad]
         parameters = [
@@ -208,18 +197,19 @@ class Finetuner:
         scale = (features - features.mean(0)).square().sum(1).mean().sqrt()
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 
-    def _held_out(self, task: Task) -> tuple[Task, Task]:
+    def _held_out(self, problem: Problem) -> tuple[Problem, Problem]:
         """What is trained on and what is scored while the rate is chosen."""
-        if task.validation_rows is not None:
-            assert task.validation_labels is not None
-            return task, Task(task.validation_rows, task.validation_labels)
-        if len(task.rows) < HELD_OUT_FOLDS:
+        if problem.validation_rows is not None:
+            assert problem.validation_labels is not None
+            return problem, Problem(problem.validation_rows, problem.validation_labels)
+        if len(problem.rows) < HELD_OUT_FOLDS:
             raise UsageError(
-                f"{len(task.rows)} training rows are too few to choose a learning rate on: give learning_rates "
+                f"{len(problem.rows)} training rows are too few to choose a learning rate on: give learning_rates "
                 "one value."
             )
-        held = folds(task.labels, HELD_OUT_FOLDS, task.groups, 0) == 0
-        return Task(task.rows[~held], task.labels[~held]), Task(task.rows[held], task.labels[held])
+        held = folds(problem.labels, HELD_OUT_FOLDS, problem.groups, 0) == 0
+        judged = problem.labels if problem.selection_labels is None else problem.selection_labels
+        return Problem(problem.rows[~held], problem.labels[~held]), Problem(problem.rows[held], judged[held])
 
     def _normal(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

@@ -16,6 +16,7 @@ class FinetuneSpec(Spec):
     (non-negative cross-entropy: Zhang et al. 2025, arXiv 2410.21331).
     """
 
+    kind: Literal["finetune"] = "finetune"
     objective: Literal["ce", "nce"] = "ce"
     adapt: Literal["full", "lora", "monolora"] = "full"
     """What is trained beside the classifier: all weights but a projector's, low-rank changes to the linear layers

@@ -10,7 +10,8 @@ from monoeval.backbones.resolve import resolve
 from monoeval.backbones.sources import Network, build
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.errors import MonoevalError, UsageError
-from monoeval.training.finetune import Classifier, Finetuner, Task
+from monoeval.probes.problem import Problem
+from monoeval.training.finetune import Classifier, Finetuner
 from monoeval.training.lora import SCALE, LowRank, activity, insert
 from monoeval.training.networks import build as tiny
 from monoeval.training.settings import FinetuneSpec
@@ -38,11 +39,11 @@ def vit() -> Network:
     return build(resolve(spec), spec, 0)
 
 
-def finetuner(network: Network, n_classes: int = 2, **fields: object) -> tuple[Finetuner, Task]:
+def finetuner(network: Network, n_classes: int = 2, **fields: object) -> tuple[Finetuner, Problem]:
     pixels, labels = bright_and_dark()
     spec = FinetuneSpec.model_validate({"epochs": 4, "learning_rates": [1e-3], "batch_size": 16, **fields})
     made = Finetuner(network, spec, pixels, n_classes, name="the network", device=CPU)
-    return made, Task(np.arange(40), labels[:40])
+    return made, Problem(np.arange(40), labels[:40])
 
 
 def test_low_rank_changes_add_the_product_of_their_factors() -> None:
@@ -104,7 +105,7 @@ def test_low_rank_finetuning_changes_nothing_else_and_learns(adapt: str) -> None
     pixels = torch.nn.functional.interpolate(pixels.float(), 32).to(torch.uint8)
     spec = FinetuneSpec(adapt=adapt, epochs=4, learning_rates=(3e-3,), batch_size=16, crop=1)
     made = Finetuner(network, spec, pixels, 2, name="the network", device=CPU)
-    choice = made.fit(Task(np.arange(40), labels[:40]), seed=0)
+    choice = made.fit(Problem(np.arange(40), labels[:40]), seed=0)
     after = network.module.state_dict()
     for name, value in before.items():
         parts = name.rpartition(".")
@@ -143,7 +144,7 @@ def test_a_training_depends_on_its_task_and_seed_alone() -> None:
     made, task = finetuner(tiny_network())
     made.fit(task, seed=1)
     first = made.logits(made.pixels)
-    made.fit(Task(task.rows[:20], 1 - task.labels[:20]), seed=2)
+    made.fit(Problem(task.rows[:20], 1 - task.labels[:20]), seed=2)
     assert not torch.equal(made.logits(made.pixels), first)
     made.fit(task, seed=1)
     assert torch.equal(made.logits(made.pixels), first)
@@ -167,7 +168,7 @@ def test_the_rate_of_least_validation_loss_is_chosen() -> None:
         logits = made.logits(pixels[40:])
         losses.append(float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels[40:]))))
     made, task = finetuner(tiny_network(), learning_rates=list(rates))
-    choice = made.fit(Task(task.rows, task.labels, np.arange(40, 60), labels[40:]), seed=0)
+    choice = made.fit(Problem(task.rows, task.labels, np.arange(40, 60), labels[40:]), seed=0)
     assert choice.learning_rate == rates[int(np.argmin(losses))]
     assert choice.at_edge
     assert made.fit(task, seed=0).learning_rate in rates  # a held-out fifth where none are given

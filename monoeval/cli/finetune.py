@@ -1,0 +1,73 @@
+"""`monoeval finetune`: train the backbone itself, or low-rank changes to it, in each trial of some scenarios."""
+
+from typing import Annotated
+
+import typer
+
+from monoeval.cli import options as o
+from monoeval.cli.outcome import show_plan, show_run
+
+
+def finetune(
+    model: o.Model = None,
+    objective: Annotated[
+        str, typer.Option(help="ce, nce (cross-entropy on positive parts of the features), or both.")
+    ] = "ce,nce",
+    adapt: Annotated[
+        str, typer.Option(help="full, lora, monolora (LoRA with a ReLU between its factors), or several.")
+    ] = "full",
+    scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows of a trial.")] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(help="One, or several to choose from on held-out training rows.")
+    ] = None,
+    data: o.DataName = "digits",
+    target: o.Target = None,
+    seeds: o.Seeds = 3,
+    limit: o.Limit = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    split: o.Split = None,
+    weights: o.Weights = "pretrained",
+    layer: o.Layer = None,
+    pool: o.Pool = None,
+    image_size: o.ImageSize = None,
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    out: o.Out = "runs",
+    as_json: o.AsJson = False,
+    dry_run: o.DryRun = False,
+    fresh: o.Fresh = False,
+    debug: o.Debug = False,
+) -> None:
+    """Finetune under noisy and few labels: every trial trains anew, by the same rule for every arm.
+
+    NCE is held against CE, and MonoLoRA against LoRA.
+    """
+    from monoeval.data.images import DataSpec
+    from monoeval.errors import UsageError
+    from monoeval.suite.recipe import changed, finetuning
+
+    models = o.split_commas(model)
+    if not models:
+        raise UsageError("Which backbone? Name one with --model, for example `monoeval finetune --model vit_b16`.")
+    rates = {} if learning_rate is None else {"learning_rates": o.split_commas([learning_rate])}
+    study = finetuning(
+        o.backbone_specs(models, weights, layer, pool, image_size, precision),
+        objectives=o.split_commas([objective]),
+        adapts=o.split_commas([adapt]),
+        settings={**rates, **({} if epochs is None else {"epochs": epochs})},
+    )
+    study = changed(
+        study,
+        name="finetune-" + "+".join(o.short(m) for m in models),
+        data=o.data_spec(data, image_column, label_column, split),
+        target=DataSpec(name=target) if target else None,
+        scenarios=o.split_commas(scenario),
+        seeds=seeds,
+        limit=limit,
+    )
+    if dry_run:
+        show_plan(study, out, as_json)
+        return
+    show_run(study, out=out, device=device, fresh=fresh, as_json=as_json, debug=debug)

@@ -1,0 +1,107 @@
+"""The finetuning learner: images → one training for each fit → scores. Nothing of it is cached but the ledger."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monoeval.backbones.extract import normalised
+from monoeval.backbones.preprocess import Preprocess
+from monoeval.backbones.resolve import resolve
+from monoeval.backbones.sources import build
+from monoeval.data.images import ImageSet, Ints
+from monoeval.errors import enough_memory
+from monoeval.probes.problem import Choice
+from monoeval.progress import bar
+from monoeval.scenarios.trial import Trial
+from monoeval.suite.frozen import backbone_of, located, problem_of
+from monoeval.suite.plan import Group, load, scored_classes, test_images, tested_rows
+from monoeval.suite.score import Score, joined, predicted, row_of, scored, told_apart
+from monoeval.training.finetune import Finetuner
+from monoeval.training.settings import FinetuneSpec
+
+AT_ONCE = 256
+"""Test images that are prepared and scored together."""
+
+
+def score(group: Group, device: str) -> list[Score]:
+    """Make every score of `group`, in the order of its trials: each fit trains the network anew.
+
+    Raises UsageError where the network cannot take the changes asked for, MonoevalError where a loss is not
+    finite or the training images do not fit in memory.
+    """
+    started = time.perf_counter()
+    spec = group.probe
+    assert isinstance(spec, FinetuneSpec)
+    train = load(group.data).train
+    where = located(group, device)
+    backbone = backbone_of(where, device)
+    network = build(resolve(where), where, 0)
+    by_fit: dict[str, list[int]] = {}
+    for position, trial in enumerate(group.trials):
+        by_fit.setdefault(trial.fit.model_dump_json(), []).append(position)
+    problems = [problem_of(group.trials[positions[0]]) for positions in by_fit.values()]
+    used = np.unique(np.concatenate([_all_rows(p.rows, p.validation_rows) for p in problems]))
+    size = backbone.preprocess.image_size
+    with enough_memory(f"{len(used)} training images of {size} pixels", "give a smaller --limit or --image-size"):
+        pixels = np.empty((len(train), size, size, 3), np.uint8)  # rows that no problem uses stay unwritten
+        with bar(f"Reading {train.name}", len(used), "images") as advance:
+            for row in used:
+                pixels[row] = backbone.preprocess.image(train.read(int(row)))
+                advance(1)
+    finetuner = Finetuner(
+        network,
+        spec,
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        len(train.class_names),
+        name=backbone.name,
+        device=backbone.device,
+        bfloat16=backbone.precision == "bf16",
+    )
+    done: dict[int, Score] = {}
+    with bar(f"Finetuning {backbone.name} ({spec.objective}, {spec.adapt})", len(problems), "fits") as advance:
+        for problem, positions in zip(problems, by_fit.values(), strict=True):
+            training = finetuner.fit(problem, seed=group.adapter_seed or 0)
+            choice = Choice(
+                at_edge=training.at_edge,
+                measures={"learning_rate": training.learning_rate, "training_loss": training.loss},
+            )
+            report = {} if training.active is None else {"low_rank_active": training.active}
+            unseen = np.setdiff1d(np.arange(len(train.class_names)), problem.labels)
+            for position in positions:
+                trial = group.trials[position]
+                rows, labels = tested_rows(trial)
+                classes, parts, broken = np.setdiff1d(scored_classes(trial), unseen), [], 0
+                for at, batch in _tested(trial, rows, backbone.preprocess):
+                    logits_nc = finetuner.logits(batch).numpy()
+                    made, bad = predicted(logits_nc, labels[at], classes)
+                    parts.append(made)
+                    broken += bad
+                empty = [predicted(np.empty((0, 2)), labels[:0], np.arange(2))[0]]
+                row = row_of(group, position, backbone, choice, report)
+                done[position] = scored(row, trial, joined(parts or empty), broken, labels)
+            advance(1)
+    seconds = (time.perf_counter() - started) / len(group.trials)
+    return [
+        Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
+        for s in told_apart([done[i] for i in range(len(group.trials))])
+    ]
+
+
+def _all_rows(rows: Ints, validation: Ints | None) -> Ints:
+    return rows if validation is None else np.concatenate([rows, validation])
+
+
+def _tested(trial: Trial, rows: Ints, preprocess: Preprocess) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Normalised test images, under the trial's change to them, in batches."""
+    images = test_images(trial.test)
+    for start in range(0, len(rows), AT_ONCE):
+        at = slice(start, start + AT_ONCE)
+        squares = _squares(images, rows[at], preprocess)
+        yield at, normalised(preprocess, squares, images.ids[rows[at]], trial.test.transform)
+
+
+def _squares(images: ImageSet, rows: Ints, preprocess: Preprocess) -> NDArray[np.uint8]:
+    return np.stack([preprocess.image(images.read(int(row))) for row in rows])

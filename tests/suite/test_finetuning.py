@@ -1,0 +1,131 @@
+"""The finetuning learner in a study: what its scores are, how arms are told apart, and its wrong inputs."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from monoeval.backbones.resolve import resolve
+from monoeval.backbones.sources import build
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.cli.main import app
+from monoeval.data.images import DataSpec
+from monoeval.data.load import load_data
+from monoeval.errors import UsageError
+from monoeval.probes.problem import Problem
+from monoeval.report.summary import summarise
+from monoeval.suite.recipe import finetuning, load_recipe
+from monoeval.suite.run import Run, run
+from monoeval.training.finetune import Finetuner
+from monoeval.training.settings import FinetuneSpec
+
+DATA = {"name": "digits", "limit": 60}
+SETTINGS = {"kind": "finetune", "epochs": 2, "learning_rates": [1e-3], "batch_size": 16}
+STUDY = {
+    "name": "tuned",
+    "data": DATA,
+    "seeds": 2,
+    "backbones": {"vit": {"model": "test_vit", "weights": "random", "image_size": 32, "precision": "fp32"}},
+    "arms": [
+        {"name": "ce", "backbone": "vit", "probe": SETTINGS},
+        {"name": "nce", "backbone": "vit", "probe": {**SETTINGS, "objective": "nce"}, "baseline": "ce"},
+    ],
+    "scenarios": [
+        {"name": "label-noise", "rates": [0, 0.4]},
+        {"name": "input-noise", "kinds": ["gaussian"], "levels": [0.4]},
+        {"name": "few-shot", "shots": [2], "repeats": 1},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+        return run(STUDY, out=folder / "runs")
+
+
+def test_a_score_is_that_of_the_training_it_names(study: Run) -> None:
+    row = next(r for r in study.rows if r.arm == "nce" and r.level == 0 and r.adapter_seed == 1)
+    spec = BackboneSpec.model_validate(STUDY["backbones"]["vit"])
+    network, data = build(resolve(spec), spec, 0), load_data(DataSpec.model_validate(DATA))
+
+    def squares(images: object, count: int) -> torch.Tensor:
+        read = [network.preprocess.image(images.read(i)) for i in range(count)]
+        return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
+
+    made = Finetuner(
+        network,
+        FinetuneSpec.model_validate({**SETTINGS, "objective": "nce"}),
+        squares(data.train, len(data.train)),
+        10,
+        name="vit",
+        device=torch.device("cpu"),
+    )
+    made.fit(Problem(np.arange(len(data.train)), data.train.labels), seed=1)
+    expected = made.logits(squares(data.test, len(data.test))).argmax(1).numpy()
+    given = pq.read_table(study.folder / str(row.predictions)).column("prediction").to_numpy()
+    assert (given == expected).mean() > 0.95  # the normalisation is rounded in another order
+    assert row.rows == len(data.test)
+
+
+def test_every_condition_is_scored_for_every_seed(study: Run) -> None:
+    assert not study.failed
+    places = {(r.arm, r.adapter_seed, r.protocol) for r in study.rows}
+    assert len(places) == len(study.rows) == 2 * 2 * 4
+    assert {r.probe["learning_rate"] for r in study.rows} == {1e-3}
+
+
+def test_objectives_are_judged_against_each_other(study: Run) -> None:
+    verdicts = [c.kind for table in summarise(study.folder).tables for c in table.comparisons]
+    assert len(verdicts) == 3
+    assert "no verdict" not in verdicts
+
+
+def test_a_finished_study_is_not_trained_again(study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Finetuner, "fit", never)
+    assert run(STUDY, out=study.folder.parent).made == 0
+
+
+def test_baselines_differ_from_their_arm_in_one_thing() -> None:
+    recipe = finetuning(
+        [BackboneSpec(model="m")], objectives=["ce", "nce"], adapts=["full", "lora", "monolora"], settings={}
+    )
+    assert {arm.name: arm.baseline for arm in recipe.arms} == {
+        "m ce full": None,
+        "m nce full": "m ce full",
+        "m ce lora": None,
+        "m nce lora": "m ce lora",
+        "m ce monolora": "m ce lora",
+        "m nce monolora": "m nce lora",
+    }
+
+
+def test_a_finetuned_arm_has_no_adapter() -> None:
+    arms = [{"name": "ce", "backbone": "vit", "method": "sae", "probe": SETTINGS}]
+    with pytest.raises(UsageError, match="ce finetunes its backbone and so has no adapter: leave out method"):
+        load_recipe({**STUDY, "arms": arms})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "Which backbone? Name one with --model"),
+        (["--model", "test_vit", "--objective", "mse"], "should be 'ce' or 'nce'"),
+        (["--model", "test_vit", "--adapt", "half"], "should be 'full', 'lora' or 'monolora'"),
+        (["--model", "test_vit", "--learning-rate", "0"], "should be greater than 0"),
+        (["--model", "test_vit", "--learning-rate", "fast"], "should be a valid number"),
+        (["--model", "test_resnet", "--weights", "random", "--image-size", "32", "--adapt", "lora"],
+         "has no linear layers for lora to change: finetune all of it, with adapt: full."),
+    ],
+)  # fmt: skip
+def test_wrong_commands_get_a_sentence(options: list[str], sentence: str) -> None:
+    command = ["finetune", "--limit", "60", "--scenario", "clean", *options]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, UsageError)
+    assert sentence in str(error)
