@@ -62,7 +62,7 @@ def finetune(
         study,
         name="finetune-" + "+".join(o.short(m) for m in models),
         data=o.data_spec(data, image_column, label_column, split),
-        target=DataSpec(name=target) if target else None,
+        target=[DataSpec(name=name) for name in o.split_commas(target)],
         scenarios=o.split_commas(scenario),
         seeds=seeds,
         limit=limit,
