@@ -131,11 +131,12 @@ METHODS, _REFUSED = _collect(entry_points(group=GROUP))
 
 
 def spec_of(spec: AdapterSpec) -> Method:
-    """The method that `spec` names, once its params are known to be valid.
+    """The method that `spec` names, once the params of each of its candidates are known to be valid.
 
     Raises UsageError for an unknown method, a name that two packages claim, or wrong params.
     """
-    _settings(spec)
+    for candidate in spec.candidates:
+        _settings(candidate)
     return METHODS[spec.method]
 
 
@@ -154,8 +155,11 @@ def adapter_identity(spec: AdapterSpec) -> dict[str, object]:
 
 
 def n_views(spec: AdapterSpec) -> int:
-    """How many augmented views of its rows `fit` needs: the setting `n_views` of methods that have one."""
-    return int(getattr(_settings(spec), "n_views", 0))
+    """How many augmented views of its rows `fit` needs: the setting `n_views` of methods that have one.
+
+    Of several candidates, what the most demanding one needs.
+    """
+    return max(int(getattr(_settings(candidate), "n_views", 0)) for candidate in spec.candidates)
 
 
 def build(spec: AdapterSpec) -> "Adapter":
@@ -167,6 +171,7 @@ def build(spec: AdapterSpec) -> "Adapter":
 def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
     """The controls that match a method in width and sparsity; none for a control or for raw features.
 
+    Lists of widths and sparsities are passed on, so that a control is chosen from as many as its method.
     The sparsity of `ncl-head` is known only once it is fitted: its controls match its width and its training.
     """
     if spec.method == "ncl-head":

@@ -45,7 +45,7 @@ class DictionarySettings(Spec):
     """A dictionary of `width` latents, or of `width_factor` times the features' width, with `k` active."""
 
     width: Count | None = None
-    width_factor: Annotated[float, Field(gt=0)] = 8.0
+    width_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
     k: Count | None = None
     """None: 32, or a quarter of the width where that is less."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import TypeAdapter
 
+from monoeval.adapters.spec import AdapterSpec, Setting
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError, unknown
@@ -17,6 +18,14 @@ Model = Annotated[
     ),
 ]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Adapter, e.g. sae. Repeat it, or use commas.")]
+K = Annotated[
+    str | None,
+    typer.Option("--k", help="Active latents a row; of several, e.g. 16,32,64, validation rows choose."),
+]
+WidthFactor = Annotated[
+    str | None,
+    typer.Option(help="Latents per feature of the backbone; of several, e.g. 4,8, validation rows choose."),
+]
 Probe = Annotated[
     str | None,
     typer.Option(help=f"Probe of every arm: {', '.join(PROBES)}. By default the recipe's, or logistic."),
@@ -64,6 +73,41 @@ def split_commas(values: list[str] | None) -> list[str]:
 def short(model: str) -> str:
     """A model's name as part of a folder's name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rstrip("/").split("/")[-1])
+
+
+def method_specs(methods: list[str], k: str | None, width_factor: str | None) -> list[AdapterSpec]:
+    """One specification a method; `k` and `width_factor` are for those that have such a setting."""
+    from monoeval.adapters.registry import METHODS  # looks for other packages' methods
+
+    settings = {}
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        settings[method] = METHODS[method].settings.model_fields
+    params: dict[str, Setting | tuple[Setting, ...]] = {}
+    for name, text, kind in (("k", k, int), ("width_factor", width_factor, float)):
+        if text is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        params[name] = _one_or_several(option, text, kind)
+        if not methods:
+            raise UsageError(f"{option} speaks of a method: name it with --method.")
+        if not any(name in known for known in settings.values()):
+            raise UsageError(f"{option} is a setting of dictionaries such as sae, not of {', '.join(methods)}.")
+    return [
+        AdapterSpec(method=method, params={n: v for n, v in params.items() if n in settings[method]})
+        for method in methods
+    ]
+
+
+def _one_or_several(option: str, text: str, kind: type[int] | type[float]) -> Setting | tuple[Setting, ...]:
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} is not a number, nor several with commas between them: type e.g. {option} 4,8."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def backbone_specs(

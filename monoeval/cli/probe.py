@@ -7,6 +7,8 @@ from monoeval.cli.outcome import show_plan, show_run
 def probe(
     model: o.Model = None,
     method: o.Method = None,
+    k: o.K = None,
+    width_factor: o.WidthFactor = None,
     probe: o.Probe = None,
     data: o.DataName = "digits",
     zero_shot: o.ZeroShot = False,
@@ -28,7 +30,6 @@ def probe(
     debug: o.Debug = False,
 ) -> None:
     """Fit linear probes on a backbone's clean features, with and without an adapter."""
-    from monoeval.adapters.spec import AdapterSpec
     from monoeval.errors import UsageError
     from monoeval.probes.spec import Logistic
     from monoeval.suite.recipe import Recipe
@@ -43,7 +44,7 @@ def probe(
         data=spec.model_copy(update={"limit": limit}),
         seeds=seeds or 1,
         models=tuple(o.backbone_specs(models, weights, layer, pool, image_size, precision)),
-        methods=tuple(AdapterSpec(method=name) for name in o.split_commas(method) or ["sae"]),
+        methods=tuple(o.method_specs(o.split_commas(method) or ["sae"], k, width_factor)),
         probe=o.probe_spec(probe) or Logistic(),
         zero_shot=zero_shot,
         scenarios=({"name": "clean"},),

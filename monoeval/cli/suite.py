@@ -11,6 +11,8 @@ from monoeval.cli.outcome import show_plan, show_run
 def suite(
     model: o.Model = None,
     method: o.Method = None,
+    k: o.K = None,
+    width_factor: o.WidthFactor = None,
     probe: o.Probe = None,
     scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
     recipe: Annotated[
@@ -50,7 +52,6 @@ def suite(
     --model, --method, --probe, --data, --scenario and --seeds each replace that part of the recipe. Running the
     same command again resumes, or shows the finished report.
     """
-    from monoeval.adapters.spec import AdapterSpec
     from monoeval.data.images import DataSpec
     from monoeval.suite.recipe import changed, load_recipe
 
@@ -59,7 +60,7 @@ def suite(
         load_recipe(recipe),
         name="+".join(o.short(m) for m in models) if models else None,
         models=o.backbone_specs(models, weights, layer, pool, image_size, precision),
-        methods=[AdapterSpec(method=name) for name in o.split_commas(method)],
+        methods=o.method_specs(o.split_commas(method), k, width_factor),
         probe=o.probe_spec(probe),
         data=o.data_spec(data, image_column, label_column, split, domain_column, domains),
         target=[DataSpec(name=name) for name in o.split_commas(target)],

@@ -118,17 +118,14 @@ def margins(logits_nc: ArrayLike, labels_n: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(true - logits.max(axis=1, initial=-np.inf))
 
 
-def margin_quantiles(
-    logits_nc: ArrayLike, labels_n: ArrayLike, shares: Sequence[float] = SHARES
-) -> NDArray[np.float64]:
+def margin_quantiles(margins_n: NDArray[np.float64], shares: Sequence[float] = SHARES) -> NDArray[np.float64]:
     """The smallest margin that at least each share of rows does not exceed; NaN for no rows.
 
     They are margins of rows, never between two, since a class that cannot be predicted has an infinite margin.
     """
-    found = margins(logits_nc, labels_n)
-    if not len(found):
+    if not len(margins_n):
         return np.full(len(shares), np.nan)
-    return np.asarray(np.quantile(found, shares, method="inverted_cdf"))
+    return np.asarray(np.quantile(margins_n, shares, method="inverted_cdf"))
 
 
 def _matrix(chunk: Tensor | SparseRows) -> NDArray[np.float64] | csr_array:

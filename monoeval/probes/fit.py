@@ -24,17 +24,19 @@ def fit_probes(
     spec: Spec,
     *,
     views: Sequence[TrainingCodes] = (),
+    judged: bool = False,
 ) -> Probes:
     """Tune and fit one probe a problem on shared codes [N, M]; `spec` is any of `probes.spec.PROBES`.
 
     `views` are codes of random views of the same rows, which the kind `paper` is trained on and no other reads.
+    `judged`: with validation losses also where the spec leaves nothing to tune, but for the paper's kinds.
     Raises MonoevalError for codes that are not finite or too large for the memory, UsageError for problems that
     cannot be fitted.
     """
     _check(codes, problems, n_classes)
     size = f"probes of {n_classes:,} classes on {len(codes):,} rows of {codes.width:,} codes"
     with enough_memory(size, "use --limit, a narrower adapter, or --probe ncm, which needs least"):
-        return _fit(codes, problems, n_classes, spec, views)
+        return _fit(codes, problems, n_classes, spec, views, judged)
 
 
 def _fit(
@@ -43,6 +45,7 @@ def _fit(
     n_classes: int,
     spec: Spec,
     views: Sequence[TrainingCodes],
+    judged: bool,
 ) -> Probes:
     if isinstance(spec, Paper) and len(views) != spec.n_views:
         raise UsageError(f"This probe needs codes of {spec.n_views} views, not {len(views)}: choose paper-cached.")
@@ -55,7 +58,7 @@ def _fit(
     if isinstance(spec, KNN):
         return fit_neighbours(codes, problems, n_classes, spec)
     assert isinstance(spec, Gradient)
-    return fit_selected(codes, problems, n_classes, spec)
+    return fit_selected(codes, problems, n_classes, spec, judged=judged)
 
 
 def _check(codes: TrainingCodes, problems: Sequence[Problem], n_classes: int) -> None:

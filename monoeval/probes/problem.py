@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -35,6 +37,10 @@ class Choice:
     converged: bool = True
     measures: Mapping[str, float] = field(default_factory=dict)
     """What else is known of the fit, for example the certified relative gap or the number of neighbours."""
+    losses: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    """[v] validation loss of each judged row, where the spec has a rule that asks for them: see `probes.sweep`."""
+    clusters: Ints | None = field(default=None, compare=False, repr=False)
+    """[v] which of these rows are judged as one; None: each alone."""
 
 
 class Probes(ABC):

@@ -203,6 +203,8 @@ class _Path:
                 validation_loss=tuning.mean(tuning.chosen),
                 at_edge=len(self.grid) > 1 and tuning.chosen in (min(tuning.losses), max(tuning.losses)),
                 measures={"temperature": 1 / float(scales[tuning.chosen])},
+                losses=tuning.losses[tuning.chosen],
+                clusters=tuning.clusters,
             )
             for tuning, scales in zip(self.tunings, self.scales, strict=True)
         ]

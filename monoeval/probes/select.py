@@ -32,29 +32,41 @@ PATH_TOLERANCE = 1e-4
 
 
 def fit_selected(
-    codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, spec: Gradient
+    codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, spec: Gradient, *, judged: bool = False
 ) -> LinearProbes:
     """Tune and fit one classifier a problem on shared codes [N, M].
 
     Problems with `validation_rows` are tuned on those and fitted on `rows` alone, so that k shots mean k; the
     others are tuned by `spec.folds` folds (a held-out fifth from 5,000 rows on) and fitted again on all their
-    rows. A grid of one value is taken as it is, with a validation loss of NaN. The path ends early for a
-    problem whose loss was worse than the best by more than a standard error at two values in a row. Validation
-    rows of a class that the fold's training rows lack are left out, the same rows at every λ. Losses on validation
-    rows are those that are minimised: log-loss for the logistic probe. `selection_labels` are what rows that a
-    fold left out are judged by; folds, and what is fitted, stay those of `labels`.
+    rows. A grid of one value is taken as it is, with a validation loss of NaN unless `judged`. The path ends
+    early for a problem whose loss was worse than the best by more than a standard error at two values in a row.
+    Validation rows of a class that the fold's training rows lack are left out, the same rows at every λ. Losses on
+    validation rows are those that are minimised: log-loss for the logistic probe. `selection_labels` are what rows
+    that a fold left out are judged by; folds, and what is fitted, stay those of `labels`.
     """
     weights = torch.empty(len(problems), n_classes, codes.width, device=codes.device)
     intercept = torch.empty(len(problems), n_classes, device=codes.device)
     choices: dict[int, Choice] = {}
     with bar("Fitting probes", len(problems), "probe") as advance:
         for batch in batches(codes, problems, n_classes, spec.folds, spec.balanced):
-            fitted = _Path(batch, n_classes, spec).fit()
+            fitted = _Path(batch, n_classes, spec).fit(judged)
             members = torch.tensor(batch.members, device=codes.device)
             weights[members], intercept[members] = fitted.weights_pcm, fitted.intercept_pc
             choices.update(zip(batch.members, fitted.choices, strict=True))
             advance(len(batch.members))
     return LinearProbes(weights.div_(codes.scale), intercept, [choices[i] for i in range(len(problems))])
+
+
+def within_one_error(difference_v: NDArray[np.float64], clusters_v: Ints | None) -> bool:
+    """Whether the mean of paired differences is at most one standard error; with fewer than two rows, yes."""
+    if len(difference_v) < 2:
+        return True
+    mean = difference_v.mean()
+    rest = difference_v - mean
+    if clusters_v is not None:
+        rest = np.bincount(np.unique(clusters_v, return_inverse=True)[1], weights=rest)
+    error = np.sqrt((rest**2).sum() * len(rest) / max(1, len(rest) - 1)) / len(difference_v)
+    return bool(mean <= error)
 
 
 @dataclass
@@ -89,15 +101,7 @@ class _Tuning:
 
     def near_best(self, l2: float) -> bool:
         """Whether `l2` loses at most one standard error of the paired difference more than the best."""
-        difference = self.losses[l2] - self.losses[self.best]
-        if len(difference) < 2:
-            return True
-        mean = difference.mean()
-        rest = difference - mean
-        if self.clusters is not None:
-            rest = np.bincount(np.unique(self.clusters, return_inverse=True)[1], weights=rest)
-        error = np.sqrt((rest**2).sum() * len(rest) / max(1, len(rest) - 1)) / len(difference)
-        return bool(mean <= error)
+        return within_one_error(self.losses[l2] - self.losses[self.best], self.clusters)
 
     def add(self, l2: float, loss: NDArray[np.float64], clusters: Ints | None) -> None:
         """Record the losses at `l2`, and count how often in a row they were worse than the best so far."""
@@ -119,10 +123,10 @@ class _Path:
         self.at: Point | None = None
 
     @torch.no_grad()
-    def fit(self) -> LinearProbes:
-        """The probes of the batch's members, in their order."""
+    def fit(self, judged: bool) -> LinearProbes:
+        """The probes of the batch's members, in their order; `judged`: with validation losses in any case."""
         batch, tuned = self.batch, len(self.grid) > 1
-        if tuned:
+        if tuned or judged:
             self._walk()
         chosen = [t.chosen if tuned else self.grid[0] for t in self.tunings]
         l2_gp = torch.tensor(chosen, dtype=torch.float64, device=batch.rows.device).view(batch.shape)
@@ -141,10 +145,12 @@ class _Path:
         choices = [
             Choice(
                 l2=chosen[i],
-                validation_loss=tuning.mean(chosen[i]) if tuned else float("nan"),
+                validation_loss=tuning.mean(chosen[i]) if tuning.losses else float("nan"),
                 at_edge=tuned and chosen[i] in (min(tuning.losses), max(tuning.losses)),
                 converged=converged[i],
                 measures={"gap": gaps[i]} if self.loss.convex else {},
+                losses=tuning.losses.get(chosen[i]),
+                clusters=tuning.clusters,
             )
             for i, tuning in enumerate(self.tunings)
         ]
@@ -161,6 +167,8 @@ class _Path:
         )
         for l2 in self.grid:
             self._step(objective, l2, [t.rises < 2 for t in self.tunings])
+        if len(self.grid) == 1:
+            return
         low, high = self.grid[-1], self.grid[0]
         while low > LOWEST * 1.001:
             below = float(f"{low / 10:.6g}")

@@ -128,16 +128,16 @@ class Scores:
         return {"kind": "logistic", **(own or self.recipe.get("probe") or {})}
 
     def monosemanticity(self, arm: str) -> dict[int, float]:
-        """Unit → mean consistency of the latents' strongest rows, less that under permuted labels; held out."""
+        """Unit → mean consistency of the latents' strongest rows, less that under permuted labels; held out.
+
+        Where an arm has several adapters, of other training rows or settings, each one used is counted once.
+        """
         found = {}
         for unit in self.units:
-            fitted: dict[str, float] = {}
-            for row in self.rows:
-                if row.arm == arm and applies(row, unit) and "top_consistency" in row.adapter:
-                    gain = row.adapter["top_consistency"] - row.adapter["top_consistency_chance"]
-                    fitted.setdefault(row.train, gain)
-            if fitted:
-                found[unit] = float(np.mean(list(fitted.values())))
+            own = [row for row in self.rows if row.arm == arm and applies(row, unit)]
+            measures = mean_measures([row for row in own if "top_consistency" in row.adapter])
+            if measures:
+                found[unit] = measures["top_consistency"] - measures["top_consistency_chance"]
         return found
 
     def strays(self) -> int:
@@ -443,11 +443,11 @@ def _reason(row: Row) -> str:
 
 
 def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
-    """Adapter measures averaged over the adapters that were fitted (each counted once), and drift over scores."""
-    fitted: dict[tuple[str, int | None, int | None], dict[str, float]] = defaultdict(dict)
+    """Adapter measures averaged over the adapters that were used (each counted once), and drift over scores."""
+    fitted: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
     for row in rows:
         if row.adapter:
-            fitted[row.train, row.backbone_seed, row.adapter_seed] |= row.adapter
+            fitted[row.train, row.backbone_seed, row.adapter_seed, *sorted(row.chosen.items())] |= row.adapter
     moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
     return {**_means(fitted.values()), **_means(moved)}
 

@@ -1,5 +1,6 @@
 """From a run folder to the numbers of its report."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from decimal import ROUND_CEILING, Context
@@ -189,7 +190,28 @@ def _notes(
             "The most, least and random monosemantic latents were ranked by the clean labels of all training "
             "rows, also where the probe sees few or noisy ones."
         )
-    return notes + _about_probes(scores)
+    return notes + _about_sweeps(scores.rows) + _about_probes(scores)
+
+
+def _about_sweeps(rows: Sequence[Row]) -> list[str]:
+    """How many adapters each arm chose from, and which it used how often."""
+    tried: dict[str, int] = {}
+    used: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        tried[row.arm] = max(row.tried, tried.get(row.arm, 1))
+        if row.chosen:
+            used[row.arm][", ".join(f"{name} {value:g}" for name, value in row.chosen.items())] += 1
+    if not used:
+        return []
+    budget = ", ".join(f"{arm} {count}" for arm, count in tried.items())
+    shares = (
+        f"{arm}: " + ", ".join(f"{settings} for {count} scores" for settings, count in counts.most_common())
+        for arm, counts in used.items()
+    )
+    return [
+        f"Adapters tried: {budget}. Each fit of a probe uses the one with the best validation loss, and test rows "
+        f"play no part: {'; '.join(shares)}."
+    ]
 
 
 def _varied(tables: Sequence[Table]) -> str:

@@ -212,6 +212,7 @@ _MEASURES = {
     "consistency": ("semantic consistency", "{:.2f}", "consistency_chance"),
     "entropy": ("class entropy", "{:.2f}", "entropy_chance"),
     "scatter_ratio": ("scatter ratio", "{:.3f}", None),
+    "margin": ("margin", "{:.2f}", "margin_low"),
     "effective_rank": ("effective rank", "{:.1f}", "effective_rank_bound"),
     "coherence": ("decoder coherence", "{:.3f}", None),
     "stability": ("stability over seeds", "{:.3f}", "stability_chance"),
@@ -222,13 +223,15 @@ _MEASURES = {
 
 ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
-    "the largest effective rank that could come out, and the stability of random directions. Explained variance "
+    "the margin that 5 % of rows do not exceed, the largest effective rank that could come out, and the stability "
+    "of random directions. Explained variance "
     "is of training rows; L0, dead latents, effective rank and what is said of classes are of clean held-out "
     "images where the study has them. Top-20 consistency is the share of the commonest class among a latent's "
     "20 strongest rows, so many for every arm; semantic consistency and class entropy look at all rows that "
-    "fire it, which favours sparse codes. Cosine and Jaccard under change compare the codes of an image with "
-    "those of the changed image, over all changes of the study; signed dense codes are all active, so their "
-    "Jaccard is 1."
+    "fire it, which favours sparse codes. Margin is the median, over clean held-out images, of the true class's "
+    "logit less the largest other one, by the probe on all clean training rows. Cosine and Jaccard under change "
+    "compare the codes of an image with those of the changed image, over all changes of the study; signed dense "
+    "codes are all active, so their Jaccard is 1."
 )
 
 

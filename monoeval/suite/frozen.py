@@ -8,8 +8,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -26,21 +27,22 @@ from monoeval.data.images import Ints, Transform
 from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence, stability
-from monoeval.metrics.drift import drift
+from monoeval.metrics.dictionary import stability
 from monoeval.metrics.latents import choose_latents, measure
 from monoeval.metrics.scores import RowScores, row_scores
-from monoeval.metrics.separation import scatter_ratio
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
 from monoeval.probes.neighbours import distances_to_neighbour
 from monoeval.probes.problem import Probes, Problem
-from monoeval.probes.spec import Paper
-from monoeval.scenarios.trial import TestSet, Trial
+from monoeval.probes.spec import Paper, Tuned
+from monoeval.probes.sweep import best_candidate
+from monoeval.scenarios.trial import Fit, TestSet, Trial
 from monoeval.suite.ledger import Predictions
+from monoeval.suite.measures import held_out, margins, moved, once
 from monoeval.suite.plan import (
     Group,
     backbone_identity,
+    codes_identity,
     fitted_rows,
     load,
     scored_classes,
@@ -62,56 +64,52 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
     `make_probes` takes the place of `fit_probes`, with its signature, where a learner has its own.
     """
     started = time.perf_counter()
-    spec = group.arm.adapter
-    if group.match is not None:
-        spec = _matching(spec, _codes(group.match, group.match.arm.adapter, device)[2])
-    backbone, identity_key, codes = _codes(group, spec, device)
-    train, adapter = load(group.data).train, codes.adapter
+    backbone, identity_key = _backbone(group, device)
+    train = load(group.data).train
     changes = views(group.probe.n_views) if isinstance(group.probe, Paper) else []
     seen = extract(backbone, identity_key, train, list(changes)) if changes else []
-    if group.arm.latents is not None:
-        # by the clean labels, whatever labels the probes are given: the question is what such latents are worth
-        latents = measure(codes, train.labels, len(train.class_names))
-        adapter = Subset(adapter, choose_latents(latents, group.arm.latents, seed=group.adapter_seed or 0))
-        codes = Codes(codes.features, adapter, backbone.device)
+    specs = _candidates(group, device)
 
     fits = list(dict.fromkeys(trial.fit.model_dump_json() for trial in group.trials))
     problems = [problem_of(next(t for t in group.trials if t.fit.model_dump_json() == fit)) for fit in fits]
-    training = TrainingCodes.of(codes)
-    probes = (make_probes or fit_probes)(
-        training,
-        problems,
-        len(train.class_names),
-        group.probe,
-        views=[TrainingCodes(Codes(view, adapter, backbone.device)) for view in seen],
-    )
-    probe_of = {fit: position for position, fit in enumerate(fits)}
+    make = make_probes or partial(fit_probes, judged=len(specs) > 1)
+    fitted = [_fit(group, spec, problems, seen, make, device) for spec in specs]
+    rule = group.probe.rule if isinstance(group.probe, Tuned) else "min"
+    choices = zip(*(candidate.probes.choices for candidate in fitted), strict=True)
+    best = [best_candidate(of_one, rule) for of_one in choices]
+    probe_of = [fits.index(trial.fit.model_dump_json()) for trial in group.trials]
 
-    by_test: dict[str, list[int]] = defaultdict(list)
+    by_test: dict[tuple[str, int], list[int]] = defaultdict(list)
     for position, trial in enumerate(group.trials):
-        by_test[trial.test.model_dump_json()].append(position)
+        by_test[trial.test.model_dump_json(), best[probe_of[position]]].append(position)
     tests = _test_features(group, backbone, identity_key)
-    report = adapter.report()
-    try:
-        report |= _held_out(group, tests, adapter, backbone) | _stability(group, spec, adapter, device)
-    except UNMEASURED as error:  # a measure that cannot be made takes no score with it
-        log.warning("%s is not measured: %s", group.arm.name, error)
+    clean = [i for i, fit in enumerate(fits) if fit == Fit().model_dump_json()]
+    reports = {
+        c: _report(group, fitted[c], tests, [i for i in clean if best[i] == c], device) for c in sorted(set(best))
+    }
     done: dict[int, Score] = {}
-    for positions in by_test.values():
-        first = group.trials[positions[0]]
+    for (_, chosen), positions in by_test.items():
+        first, candidate = group.trials[positions[0]], fitted[chosen]
         rows, labels = tested_rows(first)
-        test_codes = Codes(tests[_features_of(first)], adapter, backbone.device)
-        moved = _drift(first, tests, test_codes)
-        some = [probe_of[group.trials[p].fit.model_dump_json()] for p in positions]
-        outcomes = _predict(test_codes, rows, labels, probes, some, scored_classes(first))
-        for position, probe, (predictions, broken) in zip(positions, some, outcomes, strict=True):
-            trial = group.trials[position]
+        codes = candidate.codes(tests[_features_of(first)])
+        about = {
+            "drift": _drift(first, tests, candidate),
+            "tried": len(specs),
+            "chosen": _differing(specs, chosen),
+        }
+        # what several series show, as level 0, is predicted once
+        members = list(dict.fromkeys(probe_of[p] for p in positions))
+        outcomes = _predict(codes, rows, labels, candidate.probes, members, scored_classes(first))
+        outcome_of = dict(zip(members, outcomes, strict=True))
+        for position in positions:
+            trial, probe = group.trials[position], probe_of[position]
+            predictions, broken = outcome_of[probe]
             if trial.detection is not None:
                 near, k = fitted_rows(trial)[0], trial.detection.neighbours
-                distances = distances_to_neighbour(training, near, test_codes.chunks(rows), k)
+                distances = distances_to_neighbour(candidate.training, near, codes.chunks(rows), k)
                 predictions = replace(predictions, neighbour_distance=distances)
-            row = row_of(group, position, backbone, probes.choices[probe], report)
-            row = row.model_copy(update={"drift": moved})
+            row = row_of(group, position, backbone, candidate.probes.choices[probe], reports[chosen])
+            row = row.model_copy(update=about)
             done[position] = scored(row, trial, predictions, broken, labels)
     seconds = (time.perf_counter() - started) / len(group.trials)
     return [
@@ -120,13 +118,65 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
     ]
 
 
-def _codes(group: Group, spec: AdapterSpec, device: str) -> tuple[Backbone, str, Codes]:
-    """The training codes of the group's images by the adapter `spec`, with the backbone and its identity."""
+@dataclass(frozen=True)
+class _Fitted:
+    """One adapter that a group may use, and the probes on its codes."""
+
+    spec: AdapterSpec
+    train: Codes
+    probes: Probes
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.train.adapter
+
+    def codes(self, features: FeatureSet) -> Codes:
+        return Codes(features, self.adapter, self.train.device)
+
+    @cached_property
+    def training(self) -> TrainingCodes:
+        """What the probes were fitted on, encoded again: those of all candidates at once would fill the memory."""
+        return TrainingCodes.of(self.train)
+
+
+def _candidates(group: Group, device: str) -> list[AdapterSpec]:
+    """The adapters that a group chooses from, with the sizes of the arm that it matches."""
+    own = group.arm.adapter.candidates
+    if group.match is None:
+        return list(own)
+    others = [_codes(group.match, spec, device) for spec in group.match.arm.adapter.candidates]
+    return [_matching(spec, other) for other in others for spec in own]
+
+
+def _fit(
+    group: Group,
+    spec: AdapterSpec,
+    problems: Sequence[Problem],
+    seen: Sequence[FeatureSet],
+    make_probes: Callable[..., Probes],
+    device: str,
+) -> _Fitted:
+    """Fit the adapter that `spec` names, and a probe for each problem; `seen` are views that probes learn from."""
+    codes = _codes(group, spec, device)
+    train, adapter = load(group.data).train, codes.adapter
+    n_classes = len(train.class_names)
+    if group.arm.latents is not None:
+        # by the clean labels, whatever labels the probes are given: the question is what such latents are worth
+        latents = measure(codes, train.labels, n_classes)
+        adapter = Subset(adapter, choose_latents(latents, group.arm.latents, seed=group.adapter_seed or 0))
+        codes = Codes(codes.features, adapter, codes.device)
+    of_views = [TrainingCodes(Codes(view, adapter, codes.device)) for view in seen]
+    probes = make_probes(TrainingCodes.of(codes), problems, n_classes, group.probe, views=of_views)
+    return _Fitted(spec, codes, probes)
+
+
+def _codes(group: Group, spec: AdapterSpec, device: str) -> Codes:
+    """The training codes of the group's images by the adapter `spec`."""
     backbone, identity_key = _backbone(group, device)
     wanted = [None, *views(n_views(spec))]
     features, *seen = extract(backbone, identity_key, load(group.data).train, wanted)
     adapter = fit_cached(spec, features, None, seed=group.adapter_seed, device=backbone.device, views=seen)
-    return backbone, identity_key, Codes(features, adapter, backbone.device)
+    return Codes(features, adapter, backbone.device)
 
 
 def _matching(spec: AdapterSpec, other: Codes) -> AdapterSpec:
@@ -134,6 +184,11 @@ def _matching(spec: AdapterSpec, other: Codes) -> AdapterSpec:
     active = sum(int(((c.values if isinstance(c, SparseRows) else c) != 0).sum()) for c in other.chunks())
     sizes = {"width": other.width, "k": max(1, round(active / len(other)))}
     return spec.model_copy(update={"params": {**spec.params, **sizes}})
+
+
+def _differing(specs: Sequence[AdapterSpec], chosen: int) -> dict[str, Any]:
+    """The settings that are not the same for all candidates, as the chosen one has them."""
+    return {n: v for n, v in specs[chosen].params.items() if any(spec.params.get(n) != v for spec in specs)}
 
 
 @lru_cache(maxsize=1)
@@ -186,37 +241,44 @@ def _test_features(group: Group, backbone: Backbone, identity_key: str) -> dict[
     return made
 
 
-def _held_out(
-    group: Group, tests: dict[tuple[str, str], FeatureSet], adapter: Adapter, backbone: Backbone
+def _report(
+    group: Group, candidate: _Fitted, tests: dict[tuple[str, str], FeatureSet], clean_fit: list[int], device: str
 ) -> dict[str, float]:
-    """Measures of the codes on the clean test images, where the group scores those, but for undefined ones."""
-    clean = TestSet(data=group.data)
-    features = tests.get((clean.model_dump_json(), ""))
-    if features is None:
-        return {}
-    images, codes = test_images(clean), Codes(features, adapter, backbone.device)
-    n_classes = len(images.class_names)
-    found = measure(codes, images.labels, n_classes).summary()
-    found["scatter_ratio"] = scatter_ratio(codes, images.labels, n_classes)
-    if adapter.directions is not None:
-        found["coherence"] = coherence(adapter.directions).mean
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+    """Measures of the adapter's fit, and of its codes on the clean test images where the group scores those.
+
+    `clean_fit` names the probe on all clean training rows, where there is one that uses this candidate.
+    """
+    report = candidate.adapter.report()
+    clean = Trial(scenario="", protocol="", series="", level=0, data=group.data, test=TestSet(data=group.data))
+    features, images = tests.get(_features_of(clean)), load(group.data).test
+    identity = codes_identity(group, candidate.spec), load(group.data).train.fingerprint, group.arm.latents
+    try:
+        if features is not None:
+            codes = candidate.codes(features)
+            report |= once(key(["held out", *identity, features.key]), lambda: held_out(codes, images))
+            for probe in clean_fit:
+                report |= margins(codes, *tested_rows(clean), candidate.probes, probe)
+        if group.match is None:  # else the seed before took another width and k
+            report |= once(key(["stability", *identity]), lambda: _stability(group, candidate, device))
+    except UNMEASURED as error:  # a measure that cannot be made takes no score with it
+        log.warning("%s is not measured: %s", group.arm.name, error)
+    return report
 
 
-def _stability(group: Group, spec: AdapterSpec, adapter: Adapter, device: str) -> dict[str, float]:
+def _stability(group: Group, candidate: _Fitted, device: str) -> dict[str, float]:
     """How alike the adapter is to that of the seed before, where both saw the same features and have a decoder."""
-    matched = group.match is not None  # the seed before took another width and k
-    if matched or not group.adapter_seed or group.backbone_seed is not None or adapter.directions is None:
+    directions = candidate.adapter.directions
+    if not group.adapter_seed or group.backbone_seed is not None or directions is None:
         return {}
     before = group.model_copy(update={"adapter_seed": group.adapter_seed - 1})
-    other = _codes(before, spec, device)[2].adapter.directions
-    if other is None or other.shape != adapter.directions.shape:
+    other = _codes(before, candidate.spec, device).adapter.directions
+    if other is None or other.shape != directions.shape:
         return {}
-    found = stability(adapter.directions, other, either_sign=spec.method in {"pca", "ica"})
+    found = stability(directions, other, either_sign=candidate.spec.method in {"pca", "ica"})
     return {"stability": found.cosine, "stability_chance": found.chance}
 
 
-def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes) -> dict[str, float]:
+def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], candidate: _Fitted) -> dict[str, float]:
     """How far the trial's change to the images moves their codes, where both are there."""
     unchanged = trial.test.model_copy(update={"transform": None, "official": None})
     before = _features_of(trial.model_copy(update={"test": unchanged}))
@@ -224,10 +286,9 @@ def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], codes: Codes)
     if clean is None or before == _features_of(trial):
         return {}
     try:
-        found = asdict(drift(Codes(clean, codes.adapter, codes.device), codes))
+        return moved(candidate.codes(clean), candidate.codes(tests[_features_of(trial)]))
     except UNMEASURED:
         return {}
-    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def problem_of(trial: Trial) -> Problem:

@@ -88,6 +88,10 @@ class Row(Spec):
     converged: bool = True
     probe: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     """What else is known of the probe's fit, for example the certified gap to the optimum."""
+    tried: int = 1
+    """Adapters whose validation losses were compared, one for each combination of the settings that are lists."""
+    chosen: dict[str, int | float] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """The settings that differ between these, as the chosen one has them."""
     adapter: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)
     """Measures of the adapter's fit, and of its codes of clean held-out images."""
     drift: dict[str, float] = {}  # noqa: RUF012 (pydantic copies defaults)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from monoeval.adapters.registry import adapter_identity
+from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.given_labels import from_column, from_file
@@ -187,11 +188,12 @@ def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) 
     return {"pretrained": made, **read}
 
 
-def _codes(group: Group) -> dict[str, object]:
-    """All that decides the codes of given images."""
+def codes_identity(group: Group, *candidates: AdapterSpec) -> dict[str, object]:
+    """All that decides the codes of given images by one adapter, or what is chosen from."""
+    adapters = [adapter_identity(candidate) for candidate in candidates]
     return {
         "backbone": backbone_identity(group.backbone, group.backbone_seed, group.data),
-        "adapter": adapter_identity(group.arm.adapter),
+        "adapter": adapters if len(adapters) > 1 else adapters[0],
         "adapter_seed": group.adapter_seed,
     }
 
@@ -199,7 +201,7 @@ def _codes(group: Group) -> dict[str, object]:
 def _keys(group: Group) -> tuple[str, ...]:
     shared = {
         "schema": SCHEMA,
-        **_codes(group),
+        **codes_identity(group, *group.arm.adapter.candidates),
         "probe": group.probe,
         "train": load(group.data).train.fingerprint,
     }
@@ -208,7 +210,7 @@ def _keys(group: Group) -> tuple[str, ...]:
     if group.arm.latents is not None:
         shared["latents"] = group.arm.latents
     if group.match is not None:
-        shared["match"] = _codes(group.match)
+        shared["match"] = codes_identity(group.match, *group.match.arm.adapter.candidates)
     keys = []
     for trial in group.trials:
         # what names data is left out: its content decides, wherever it lies

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from monoeval.adapters.registry import METHODS, controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
-from monoeval.adapters.spec import AdapterSpec
+from monoeval.adapters.spec import AdapterSpec, Params
 from monoeval.backbones.resolve import check_text_tower, has_text_tower
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
@@ -26,6 +26,7 @@ from monoeval.probes.spec import (
     ArmProbe,
     Logistic,
     Paper,
+    PaperCached,
     ProbeSpec,
     Templates,
     WiSE,
@@ -58,7 +59,9 @@ class Arm(Spec):
     backbone: str
     """A name under `backbones`."""
     method: str = "identity"
-    params: dict[str, int | float | str | bool] = {}  # noqa: RUF012 (pydantic copies defaults)
+    params: Params = {}  # noqa: RUF012 (pydantic copies defaults)
+    """Settings of the method. Where some are lists, an adapter is fitted for each combination, and for each fit of
+    a probe the one with the best validation loss is used; controls that the tool adds get the same lists."""
     probe: ArmProbe | None = None
     """None: the recipe's. Arms of unlike probes may share a table, but are not judged against each other."""
     latents: Literal["most", "least", "random"] | None = None
@@ -184,7 +187,7 @@ class Recipe(Spec):
                 spec_of(arm.adapter)
                 if arm.learner == "zero-shot":
                     check_text_tower(self.backbones[arm.backbone])
-            return self._with_latents()._with_text()._with_known_family()
+            return self._with_latents()._with_text()._checked_sweeps()._with_known_family()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -193,7 +196,28 @@ class Recipe(Spec):
             backbones[label] = model
             arms += _expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
-        return self.model_copy(update=fields)._with_latents()._with_text()._with_known_family()
+        return self.model_copy(update=fields)._with_latents()._with_text()._checked_sweeps()._with_known_family()
+
+    def _checked_sweeps(self) -> "Recipe":
+        """Itself, once nothing is chosen where there is nothing to choose by, or where one adapter is meant."""
+        for arm in self.arms:
+            count, probe = self.tried(arm), arm.probe or self.probe
+            if count > 1 and isinstance(probe, PaperCached | Paper):
+                raise UsageError(
+                    f"{arm.name} has {count} adapters to choose from, and the {probe.kind} probe holds out no "
+                    "rows to choose by: give each setting one value, or choose another probe."
+                )
+            if count > 1 and arm.latents is not None:
+                raise UsageError(
+                    f"{arm.name} has {count} adapters to choose from, and the most, least and random latents must "
+                    "be of one adapter: give each setting one value."
+                )
+        return self
+
+    def tried(self, arm: Arm) -> int:
+        """How many adapters a fit of `arm` chooses from: as many for each of those of the arm that it matches."""
+        matched = next((other for other in self.arms if other.name == arm.match), None)
+        return len(arm.adapter.candidates) * (len(matched.adapter.candidates) if matched else 1)
 
     def _with_latents(self) -> "Recipe":
         """With the arms that `latents` asks for: most and least are held against random ones."""
@@ -277,7 +301,10 @@ def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
             name = f"{name} as {same.match.removeprefix(f'{raw.name} + ')}"
             same = same.model_copy(update={"name": name})
         elif name in arms and arms[name].params != spec.params:
-            settings = ", ".join(f"{k} {v}" for k, v in sorted(spec.params.items()))
+            settings = ", ".join(
+                f"{k} {'/'.join(map(str, v)) if isinstance(v, tuple) else v}"
+                for k, v in sorted(spec.params.items())
+            )
             name, same = f"{name} ({settings})", same.model_copy(update={"name": f"{name} ({settings})"})
         if name not in arms or held_against.get("controls"):
             arms[name] = same

@@ -241,7 +241,7 @@ def test_errors_say_what_was_wrong():
 
 
 def test_codes_too_large_for_the_memory_are_one_sentence(monkeypatch):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         torch.empty(1 << 60)
 
     monkeypatch.setattr("monoeval.probes.fit.fit_selected", full)

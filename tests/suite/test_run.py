@@ -401,8 +401,9 @@ def test_a_measure_that_cannot_be_made_takes_no_score_with_it(
     def broken(*_: object, **__: object) -> None:
         raise TypeError("this device has no float64")
 
-    monkeypatch.setattr("monoeval.suite.frozen.measure", broken)
-    monkeypatch.setattr("monoeval.suite.frozen.drift", broken)
+    monkeypatch.setattr("monoeval.suite.measures._found", {})
+    monkeypatch.setattr("monoeval.suite.measures.measure", broken)
+    monkeypatch.setattr("monoeval.suite.measures.drift", broken)
     noise = {"name": "input-noise", "kinds": ["gaussian"], "levels": [0, 0.4]}
     few = {**RECIPE, "seeds": 1, "arms": RECIPE["arms"][:1], "scenarios": [noise]}
     rows = monoeval.run(few, out=tmp_path)
