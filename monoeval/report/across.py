@@ -109,7 +109,9 @@ class _Together(Scores):
                     if row.status == "ok":
                         self.tests_of[names[place]].add(str(moved.test))
         self.units = tuple(sorted({unit for run in runs for unit in run.units}))
-        self.recipe = {**first.recipe, "name": " against ".join((" and ".join(names[1:]), names[0])), "note": None}
+        title = " against ".join((" and ".join(names[1:]), names[0]))
+        # what the first recipe named as its family is no comparison between runs
+        self.recipe = {**first.recipe, "name": title, "note": None, "family": []}
         self._of = defaultdict(list)
         for row in self.rows:
             self._of[row.arm, point_of(row)].append(row)

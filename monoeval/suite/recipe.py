@@ -245,7 +245,7 @@ class Recipe(Spec):
             check_text_tower(next(iter(self.backbones.values())))
         arms = {arm.name: arm for arm in self.arms}
         for arm in self.arms:
-            if arm.method != "identity" or arm.latents is not None:
+            if arm.method != "identity" or arm.latents is not None or arm.learner != "frozen":
                 continue
             if not has_text_tower(self.backbones[arm.backbone]):
                 log.warning("%s has no text tower and so no zero-shot arm.", arm.name)
@@ -343,8 +343,9 @@ def finetuning(
             for objective in objectives
         }
         for (adapt, objective), name in names.items():
-            plainer = ("lora" if adapt == "monolora" else adapt, objective if adapt == "monolora" else "ce")
-            baseline = names.get(plainer) if plainer != (adapt, objective) else None
+            plainer = [("lora", objective)] if adapt == "monolora" else []
+            plainer += [(adapt, "ce")] if objective == "nce" else []
+            baseline = next((names[other] for other in plainer if other in names), None)
             probe = {"kind": "finetune", "objective": objective, "adapt": adapt, **settings}
             arms.append({"name": name, "backbone": label, "probe": probe, "baseline": baseline})
     fields = {
@@ -426,10 +427,10 @@ def _selected_on(scenarios: tuple[AnyScenario, ...], select_on: SelectOn) -> tup
 
 
 def _probed(arm: Arm, probe: ProbeSpec) -> Arm:
-    """`arm` with the recipe's probe; one that reads class names goes on doing so."""
+    """`arm` with the recipe's probe; one that reads class names or finetunes goes on doing so."""
     if isinstance(arm.probe, WiSE):
         return arm.model_copy(update={"probe": arm.probe.model_copy(update={"probe": probe})})
-    return arm if arm.learner == "zero-shot" else arm.model_copy(update={"probe": None})
+    return arm.model_copy(update={"probe": None}) if arm.learner == "frozen" else arm
 
 
 def _plain(value: Any) -> Any:
@@ -449,7 +450,7 @@ def _fields(spec: Spec) -> dict[str, Any]:
 def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm, ...]:
     """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
     arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity" or arm.learner == "zero-shot"}
-    for arm in [arm for arm in arms.values() if arm.method == "identity"]:
+    for arm in [arm for arm in arms.values() if arm.method == "identity" and arm.learner == "frozen"]:
         arms |= {new.name: new for new in _expand(arm, methods) if new.name not in arms}
     return tuple(
         arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()

@@ -110,12 +110,7 @@ class Finetuner:
         chosen = rates[0]
         if len(rates) > 1:
             kept, held = self._held_out(problem)
-            losses = []
-            for rate in rates:
-                self._train(kept, rate, seed)
-                logits = self.logits(self.pixels[torch.from_numpy(held.rows)])
-                losses.append(float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels))))
-            chosen = rates[int(np.argmin(losses))]
+            chosen = rates[int(np.argmin([self._held_out_loss(kept, held, rate, seed) for rate in rates]))]
         loss = self._train(problem, chosen, seed)
         seen = self._normal(self.pixels[torch.from_numpy(problem.rows[:SCORED_AT_ONCE])].float() / 255)
         return Training(
@@ -136,14 +131,27 @@ class Finetuner:
                 parts.append(self.model(images).float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, self.model.head.out_features)
 
+    def _held_out_loss(self, kept: Problem, held: Problem, rate: float, seed: int) -> float:
+        """Log-loss of the rows that are held out; infinite where a training at this rate diverges."""
+        try:
+            self._train(kept, rate, seed)
+        except MonoevalError:
+            return math.inf
+        logits = self.logits(self.pixels[torch.from_numpy(held.rows)])
+        loss = float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels)))
+        return loss if math.isfinite(loss) else math.inf
+
     def _train(self, problem: Problem, rate: float, seed: int) -> float:
         """Train from the start; the mean loss of the last epoch."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(draw_seed("finetune", "weights", seed))  # of low-rank factors, and of any dropout
+            return self._trained(problem, rate, seed)
+
+    def _trained(self, problem: Problem, rate: float, seed: int) -> float:
         spec, model = self.spec, self.model
         model.load_state_dict(self.start)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed("finetune", "weights", seed))
-            for layer in self.layers:
-                layer.draw()
+        for layer in self.layers:
+            layer.draw()
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
         rows = torch.from_numpy(problem.rows).to(self.device)

@@ -60,6 +60,16 @@ def test_rows_are_paired_by_id_across_runs(tmp_path: Path) -> None:
     assert "one seed: test rows only" in comparison.notes
 
 
+def test_the_family_is_of_all_comparisons_whatever_the_first_recipe_names(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", {"raw": "1100", "sae": "1110"})
+    b = made(tmp_path / "b", {"raw": "0100", "sae": "1111"})
+    with (a / "recipe.yaml").open("a") as recipe:
+        recipe.write("family: [{scenario: clean, arm: sae, against: null}]\n")
+    summary = summarise_together([a, b])
+    assert all(c.baseline.adjusted_p is not None for c in summary.tables[0].comparisons)
+    assert not any("exploratory" in note for c in summary.tables[0].comparisons for note in c.notes)
+
+
 def test_equal_keys_are_one_arm_and_a_new_method_meets_the_old_one(tmp_path: Path) -> None:
     a = made(tmp_path / "a", {"raw": "1100", "sae": "1110"})
     b = made(tmp_path / "b", {"raw": "1100", "jumprelu": "1111"})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.resolve import resolve
 from monoeval.backbones.sources import build
 from monoeval.backbones.spec import BackboneSpec
@@ -14,8 +15,9 @@ from monoeval.data.images import DataSpec
 from monoeval.data.load import load_data
 from monoeval.errors import UsageError
 from monoeval.probes.problem import Problem
+from monoeval.probes.spec import Ridge
 from monoeval.report.summary import summarise
-from monoeval.suite.recipe import finetuning, load_recipe
+from monoeval.suite.recipe import changed, finetuning, load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.training.finetune import Finetuner
 from monoeval.training.settings import FinetuneSpec
@@ -104,6 +106,30 @@ def test_baselines_differ_from_their_arm_in_one_thing() -> None:
         "m ce monolora": "m ce lora",
         "m nce monolora": "m nce lora",
     }
+
+
+def test_without_lora_a_non_negative_monolora_is_held_against_its_cross_entropy() -> None:
+    recipe = finetuning(
+        [BackboneSpec(model="m")], objectives=["ce", "nce"], adapts=["full", "monolora"], settings={}
+    )
+    held = {arm.name: arm.baseline for arm in recipe.arms}
+    assert held["m nce monolora"] == "m ce monolora"
+    assert held["m ce monolora"] is None
+
+
+def test_probes_and_methods_of_the_command_leave_finetuned_arms_as_they_are() -> None:
+    recipe = load_recipe({**STUDY, "arms": [*STUDY["arms"], {"name": "raw", "backbone": "vit"}]})
+    tuned = [arm for arm in recipe.arms if arm.learner == "finetune"]
+    made = changed(recipe, probe=Ridge(), methods=[AdapterSpec(method="relu")])
+    assert [arm for arm in made.arms if arm.learner == "finetune"] == tuned
+    assert [arm.name for arm in made.arms] == ["ce", "nce", "raw", "raw + relu"]
+
+
+def test_zero_shot_stands_beside_frozen_arms_alone() -> None:
+    backbones = {"vit": {"model": "open_clip:ViT-S-32-alt", "weights": "random"}}
+    arms = [*STUDY["arms"], {"name": "raw", "backbone": "vit"}]
+    recipe = load_recipe({**STUDY, "backbones": backbones, "arms": arms, "zero_shot": {"alphas": []}}).resolved()
+    assert [arm.name for arm in recipe.arms] == ["ce", "nce", "raw", "raw zero-shot"]
 
 
 def test_a_finetuned_arm_has_no_adapter() -> None:

@@ -150,6 +150,18 @@ def test_a_training_depends_on_its_task_and_seed_alone() -> None:
     assert torch.equal(made.logits(made.pixels), first)
 
 
+def test_dropout_is_drawn_from_the_seed_too() -> None:
+    network = tiny_network()
+    dropping = nn.Sequential(network.module, nn.Dropout(0.5))
+    made, task = finetuner(Network(dropping, dropping, PLAIN), epochs=1)
+    torch.manual_seed(1)
+    made.fit(task, seed=0)
+    first = made.logits(made.pixels)
+    torch.manual_seed(2)
+    made.fit(task, seed=0)
+    assert torch.equal(made.logits(made.pixels), first)
+
+
 @pytest.mark.parametrize("objective", ["ce", "nce"])
 def test_finetuning_learns(objective: str) -> None:
     made, task = finetuner(tiny_network(), objective=objective, learning_rates=[3e-3], epochs=8)
@@ -172,6 +184,13 @@ def test_the_rate_of_least_validation_loss_is_chosen() -> None:
     assert choice.learning_rate == rates[int(np.argmin(losses))]
     assert choice.at_edge
     assert made.fit(task, seed=0).learning_rate in rates  # a held-out fifth where none are given
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_rate_that_diverges_is_not_chosen(epochs: int) -> None:
+    made, task = finetuner(tiny_network(), learning_rates=[1e-3, 1e30], epochs=epochs, batch_size=64)
+    assert made.fit(task, seed=0).learning_rate == 1e-3
+    assert torch.isfinite(made.logits(made.pixels)).all()
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
