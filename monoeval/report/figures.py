@@ -129,7 +129,7 @@ def _scenario(summary: Summary, table: Table) -> "Figure | None":
     for place in axes.flat[len(lines) :]:
         place.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("accuracy, %")
+        row[0].set_ylabel(f"{table.quantity}, %")
     _legend(figure, axes[0, 0])
     return figure
 

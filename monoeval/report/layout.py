@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from monoeval.report.model import MEAN, Column
+from monoeval.report.model import MEAN, Column, quantity
 from monoeval.report.scores import DETECTION, Point
 
 
@@ -109,8 +109,8 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
     made = [column for column in made if column.points]
     if len(primary) == 1:
         place = next(i for i, column in enumerate(made) if column.points == primary)
-        return tuple(made), place, f"{_quantity(scenario)} at {made[place].label}"
-    words = f"mean {_quantity(scenario)} over {len(primary)} {_LEVELS.get(scenario, 'levels')}"
+        return tuple(made), place, f"{quantity(scenario)} at {made[place].label}"
+    words = f"mean {quantity(scenario)} over {len(primary)} {_LEVELS.get(scenario, 'levels')}"
     if any(column.negative_control for column in made):
         words += " with label signal"
     return (*made, Column("mean", primary)), len(made), words
@@ -118,10 +118,6 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
 
 _ARROW = " → "
 """Between the source and the target in the series of ood; one that is a domain held out has none."""
-
-
-def _quantity(scenario: str) -> str:
-    return "balanced accuracy" if scenario == "imbalance" else "accuracy"
 
 
 _DETECTORS = {"max_softmax": "max-softmax", "energy": "energy", "neighbour_distance": "neighbours"}

@@ -99,6 +99,11 @@ class Measure:
     values: Mapping[str, Value]
 
 
+def quantity(scenario: str) -> str:
+    """What the tables of a scenario hold, within a sentence."""
+    return {DETECTION: "AUROC", "imbalance": "balanced accuracy"}.get(scenario, "accuracy")
+
+
 @dataclass(frozen=True)
 class Table:
     """One scenario, or one of its protocols where they cannot be averaged."""
@@ -123,8 +128,8 @@ class Table:
 
     @property
     def quantity(self) -> str:
-        """What its cells are shares of: a word in the middle of a sentence."""
-        return "AUROC" if self.scenario == DETECTION else "accuracy"
+        """What its cells are shares of, within a sentence."""
+        return quantity(self.scenario)
 
 
 @dataclass(frozen=True)

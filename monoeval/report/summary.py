@@ -161,7 +161,7 @@ def _notes(
             else f"{family} gains over a baseline that get a verdict here"
         )
         notes.append(f"Adjusted p is Holm's over the {which}; the verdicts rest on the unadjusted 95 % intervals.")
-    if family:
+    if family and any(c.controls for table in tables for c in table.comparisons):
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")

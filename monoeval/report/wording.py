@@ -218,6 +218,7 @@ _MEASURES = {
     "stability": ("stability over seeds", "{:.3f}", "stability_chance"),
     "drift_cosine": ("cosine under change", "{:.3f}", None),
     "drift_jaccard": ("Jaccard under change", "{:.3f}", None),
+    "low_rank_active": ("active low-rank latents", "{:.1%}", None),
 }
 """Measure → its heading, how it is written, and the measure that stands beside it in brackets."""
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from monoeval.backbones.resolve import resolve
 from monoeval.backbones.sources import build
 from monoeval.data.images import ImageSet, Ints
 from monoeval.errors import enough_memory
-from monoeval.probes.problem import Choice
+from monoeval.probes.problem import Choice, Problem
 from monoeval.progress import bar
 from monoeval.scenarios.trial import Trial
 from monoeval.suite.frozen import backbone_of, located, problem_of
@@ -46,11 +47,12 @@ def score(group: Group, device: str) -> list[Score]:
     used = np.unique(np.concatenate([_all_rows(p.rows, p.validation_rows) for p in problems]))
     size = backbone.preprocess.image_size
     with enough_memory(f"{len(used)} training images of {size} pixels", "give a smaller --limit or --image-size"):
-        pixels = np.empty((len(train), size, size, 3), np.uint8)  # rows that no problem uses stay unwritten
+        pixels = np.empty((len(used), size, size, 3), np.uint8)
         with bar(f"Reading {train.name}", len(used), "images") as advance:
-            for row in used:
-                pixels[row] = backbone.preprocess.image(train.read(int(row)))
+            for place, row in enumerate(used):
+                pixels[place] = backbone.preprocess.image(train.read(int(row)))
                 advance(1)
+    problems = [_among(used, problem) for problem in problems]
     finetuner = Finetuner(
         network,
         spec,
@@ -92,6 +94,16 @@ def score(group: Group, device: str) -> list[Score]:
 
 def _all_rows(rows: Ints, validation: Ints | None) -> Ints:
     return rows if validation is None else np.concatenate([rows, validation])
+
+
+def _among(used: Ints, problem: Problem) -> Problem:
+    """`problem` with rows that count in `used` alone, which is sorted and has them all."""
+    held = problem.validation_rows
+    return replace(
+        problem,
+        rows=np.searchsorted(used, problem.rows),
+        validation_rows=None if held is None else np.searchsorted(used, held),
+    )
 
 
 def _tested(trial: Trial, rows: Ints, preprocess: Preprocess) -> Iterator[tuple[slice, torch.Tensor]]:

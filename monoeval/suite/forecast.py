@@ -14,6 +14,7 @@ from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.run import missing, run_folder
 from monoeval.training.keys import pretrained_folder
+from monoeval.training.settings import FinetuneSpec
 
 BYTES_A_VALUE = 2  # features are kept in half precision
 
@@ -41,6 +42,7 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
         "arms": len(plan.recipe.arms),
         "seeds": plan.recipe.seeds,
         "backbones to pretrain": len(_to_pretrain(todo)),
+        "networks to finetune": _to_finetune(todo),
         "images to extract": images,
         "images in the cache": cached,
         "features to write": f"{size / 1e6:,.1f} MB" if size is not None else "unknown until the model is loaded",
@@ -65,12 +67,25 @@ def _to_pretrain(groups: list[Group]) -> set[Path]:
     return {folder for folder in folders if not folder.exists()}
 
 
+def _to_finetune(groups: list[Group]) -> int:
+    """How many trainings finetuning comes to: one for each rate that is tried, and one at the chosen rate."""
+    trainings = 0
+    for group in groups:
+        if isinstance(group.probe, FinetuneSpec):
+            rates = len(group.probe.learning_rates)
+            fits = {trial.fit.model_dump_json() for trial in group.trials}
+            trainings += len(fits) * (rates + 1 if rates > 1 else 1)
+    return trainings
+
+
 def _images(groups: list[Group]) -> tuple[int, int, int | None]:
     """Images to extract, images whose features are cached, and the bytes to be written where that is known."""
     seen: set[tuple[str, str, str]] = set()
     new, cached, size = 0, 0, 0
     known = True
     for group in groups:
+        if group.arm.learner == "finetune":
+            continue  # it reads images, and keeps no features
         data = group.data
         identity_key = key(backbone_identity(group.backbone, group.backbone_seed, data))
         record = records.read(identity_key)

@@ -136,6 +136,7 @@ def test_imbalance_is_judged_by_balanced_accuracy(run_folder: Make) -> None:
                 run.score(arm, bits[:, seed], scenario="imbalance", draw=seed, **place)
     (table,) = summarise(run.folder).tables
     assert table.primary_label == "balanced accuracy at 100"
+    assert table.quantity == "balanced accuracy"
 
     def score(arm: str) -> float:
         wrong = (labels + 1) % 10

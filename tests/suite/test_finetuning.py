@@ -1,5 +1,7 @@
 """The finetuning learner in a study: what its scores are, how arms are told apart, and its wrong inputs."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,13 +15,15 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.cli.main import app
 from monoeval.data.images import DataSpec
 from monoeval.data.load import load_data
+from monoeval.data.splits import shots
 from monoeval.errors import UsageError
 from monoeval.probes.problem import Problem
 from monoeval.probes.spec import Ridge
 from monoeval.report.summary import summarise
+from monoeval.suite.forecast import forecast
 from monoeval.suite.recipe import changed, finetuning, load_recipe
 from monoeval.suite.run import Run, run
-from monoeval.training.finetune import Finetuner
+from monoeval.training.finetune import Finetuner, Training
 from monoeval.training.settings import FinetuneSpec
 
 DATA = {"name": "digits", "limit": 60}
@@ -78,6 +82,38 @@ def test_every_condition_is_scored_for_every_seed(study: Run) -> None:
     places = {(r.arm, r.adapter_seed, r.protocol) for r in study.rows}
     assert len(places) == len(study.rows) == 2 * 2 * 4
     assert {r.probe["learning_rate"] for r in study.rows} == {1e-3}
+
+
+def test_images_that_no_trial_trains_on_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+    seen: list[tuple[int, np.ndarray]] = []
+    fit = Finetuner.fit
+
+    def watched(self: Finetuner, problem: Problem, *, seed: int) -> Training:
+        mean = self.pixels[torch.from_numpy(problem.rows)].float().mean(dim=(1, 2, 3))
+        seen.append((len(self.pixels), mean[torch.from_numpy(np.argsort(problem.labels, kind="stable"))].numpy()))
+        return fit(self, problem, seed=seed)
+
+    monkeypatch.setattr(Finetuner, "fit", watched)
+    few = {"name": "few-shot", "shots": [1], "repeats": 1}
+    run({**STUDY, "name": "few", "seeds": 1, "arms": STUDY["arms"][:1], "scenarios": [few]}, out=tmp_path)
+    ((held, means),) = seen
+    assert held == 20  # one row of each class to train on, and one to tune on
+    data = load_data(DataSpec.model_validate(DATA)).train
+    rows, _ = shots(data.labels, data.class_names, 1, 1, 0, 0)
+    spec = BackboneSpec.model_validate(STUDY["backbones"]["vit"])
+    square = build(resolve(spec), spec, 0).preprocess.image
+    expected = [square(data.read(int(row))).mean() for row in rows[np.argsort(data.labels[rows])]]
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
+
+
+def test_a_dry_run_counts_trainings_and_no_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+    rates = {**STUDY["arms"][1], "probe": {**SETTINGS, "objective": "nce", "learning_rates": [1e-3, 1e-2]}}
+    expected = forecast(load_recipe({**STUDY, "arms": [STUDY["arms"][0], rates]}), tmp_path)
+    # fits of a seed: at two rates of noise (input-noise has that at rate 0) and at two shots; each once, or thrice
+    assert expected["networks to finetune"] == 2 * 3 * (1 + 3)
+    assert expected["images to extract"] == expected["images in the cache"] == 0
 
 
 def test_objectives_are_judged_against_each_other(study: Run) -> None:

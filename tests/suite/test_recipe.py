@@ -9,6 +9,7 @@ from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError
 from monoeval.probes.spec import GCE, KNN, SCE, Logistic
+from monoeval.scenarios import SCENARIOS
 from monoeval.suite.recipe import Recipe, changed, load_recipe, recipes
 
 SMALL = {"name": "small", "models": ["resnet18"], "methods": ["sae"], "scenarios": ["clean"]}
@@ -25,6 +26,10 @@ def test_every_recipe_that_comes_along_is_valid_and_has_a_note(name: str) -> Non
     recipe = load_recipe(name).resolved()
     assert recipe.note
     assert recipe.arms
+
+
+def test_the_smoke_recipe_has_every_scenario() -> None:
+    assert {scenario.name for scenario in load_recipe("smoke").scenarios} == {*SCENARIOS}
 
 
 def test_models_times_methods_expand_to_arms_with_matched_controls() -> None:
