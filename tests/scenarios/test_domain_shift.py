@@ -90,7 +90,7 @@ def planned(root: Path) -> dict[tuple[str, tuple[str, ...], int | None], dict[st
     groups = make_plan(load_recipe(study(str(root), "ood"))).groups
     return {
         (g.arm.name, g.data.domains or (), g.backbone_seed): {
-            "fitted": [plan._codes(g), plan.described(g, 0)["train"]],
+            "fitted": [plan.codes_identity(g, *g.arm.adapter.candidates), plan.described(g, 0)["train"]],
             "source": g.keys[0],
             "target": g.keys[1],
         }

@@ -74,7 +74,7 @@ def test_the_report_shows_the_area_of_each_score_and_paired_differences(finished
     assert gain is not None
     assert gain.mean == pytest.approx(relu - raw)
     text = (finished.folder / "report.md").read_text()
-    assert "AUROC in per cent, with the half-width" in text
+    assert "AUROC in per cent, with the distance to the farther end" in text
     assert "placements of DeLong" in text
     measures = {measure.name: measure for measure in table.measures}
     assert measures["fpr95_energy"].values["CL"].mean == pytest.approx(rows["CL"].measures["fpr95_energy"])
