@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,8 @@ def _stage(transform: Transform | None) -> str:
 
 def _decode(backbone: Backbone, images: ImageSet, row: int, stages: set[str]) -> dict[str, Image]:
     original = images.read(row)
-    return {stage: original if stage == "original" else backbone.preprocess.image(original) for stage in stages}
+    square = partial(backbone.preprocess.image, cropped=images.cropped)
+    return {stage: original if stage == "original" else square(original) for stage in stages}
 
 
 def _prepare(

@@ -37,8 +37,10 @@ class Preprocess(Spec):
     crop_mode: Literal["center", "squash", "border"] = "center"
     """`center` resizes the shorter side, `squash` both sides, `border` the longer one and pads with the mean."""
 
-    def image(self, image: Image) -> Image:
-        """Resize and crop uint8 RGB [H, W, 3] to a new uint8 [S, S, 3]."""
+    def image(self, image: Image, *, cropped: bool = False) -> Image:
+        """Resize and crop uint8 RGB [H, W, 3] to a new uint8 [S, S, 3]; resize only where `cropped`."""
+        if cropped:
+            return self.squeezed(image)
         height, width = image.shape[:2]
         target = math.floor(self.image_size / self.crop_pct)
         if self.crop_mode == "squash":

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from monoeval.backbones.preprocess import Preprocess
+from monoeval.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from monoeval.data.images import Transform
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir
@@ -57,7 +58,8 @@ def features_key(
     transform: Transform | None,
 ) -> str:
     """The content key of a `FeatureSet`: all that decides its values."""
-    return key([SCHEMA, identity_key, fingerprint, precision, preprocess, images_fingerprint, transform])
+    made_by = [CORRUPTIONS_VERSION] if transform is not None and transform.stage == "image" else []
+    return key([SCHEMA, identity_key, fingerprint, precision, preprocess, images_fingerprint, transform, *made_by])
 
 
 def cached(identity_key: str, images_fingerprint: str, transform: Transform | None = None) -> bool:

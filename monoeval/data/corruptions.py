@@ -35,6 +35,9 @@ from monoeval.errors import UsageError, unknown
 Table = Literal["imagenet-c", "cifar-c"]
 Level = Any  # a row of a severity table: a number or a tuple
 
+VERSION = 2
+"""Raised whenever the same image, name, severity and seed would give other pixels: keys of features and of scores
+have it."""
 SMALL = 64
 TOGETHER = 1 << 16
 """Pixels that are worked on at once: small images share the cost of a step, large ones stay in the cache."""

@@ -87,6 +87,8 @@ class ImageSet:
     groups: Ints | None  # [N]
     fingerprint: str
     read: Callable[[int], Image]
+    cropped: bool = False
+    """Images are what resizing and cropping left of others, so a backbone takes them whole."""
 
     def __len__(self) -> int:
         return len(self.labels)

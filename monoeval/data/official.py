@@ -58,7 +58,9 @@ def official_images(clean: ImageSet, official: Official) -> ImageSet:
 
     In CIFAR-C a row is found by its number in the clean test split. In ImageNet-C it is found by class folder and
     file name or, where the clean rows are numbered, by the number that ends the file name, from 1. Labels must
-    then agree. Raises UsageError where rows cannot be matched, and MonoevalError for arrays that are not images.
+    then agree. Images of ImageNet-C are what resizing and cropping left, so backbones take them whole, as their
+    authors do; one of CIFAR-C is resized and cropped as the clean one is. Raises UsageError where rows cannot be
+    matched, and MonoevalError for arrays that are not images.
     """
     if official.severity == 0:
         return clean
@@ -85,7 +87,8 @@ def _from_arrays(clean: ImageSet, official: Official, root: Path) -> ImageSet:
     if wrong:
         raise _unmatched(clean, official, f"labels.npy differs from the labels of {wrong} of {len(rows)} rows")
     content = file_keys(root, [path.name])
-    return _copy(clean, official, [*content, *map(str, rows)], partial(_row, str(path.resolve()), rows))
+    read = partial(_row, str(path.resolve()), rows)
+    return _copy(clean, official, [*content, *map(str, rows)], read, cropped=False)
 
 
 def _from_files(clean: ImageSet, official: Official, root: Path) -> ImageSet:
@@ -107,10 +110,13 @@ def _from_files(clean: ImageSet, official: Official, root: Path) -> ImageSet:
     if len(pairs) > min(len({folder for folder, _ in pairs}), len({label for _, label in pairs})):
         raise _unmatched(clean, official, "images in one class folder have unlike labels, or the other way round")
     names = tuple(p.relative_to(root).as_posix() for p in paths)
-    return _copy(clean, official, file_keys(root, names), partial(_file, str(root.resolve()), names))
+    read = partial(_file, str(root.resolve()), names)
+    return _copy(clean, official, [*file_keys(root, names), "cropped"], read, cropped=True)
 
 
-def _copy(clean: ImageSet, official: Official, content: Sequence[str], read: partial[Image]) -> ImageSet:
+def _copy(
+    clean: ImageSet, official: Official, content: Sequence[str], read: partial[Image], *, cropped: bool
+) -> ImageSet:
     return ImageSet(
         name=f"{clean.name} ({official.kind} {official.severity}, published)",
         labels=clean.labels,
@@ -119,6 +125,7 @@ def _copy(clean: ImageSet, official: Official, content: Sequence[str], read: par
         groups=clean.groups,
         fingerprint=key([list(content), clean.ids.tolist(), clean.labels.tolist(), list(clean.class_names)]),
         read=read,
+        cropped=cropped,
     )
 
 

@@ -50,7 +50,7 @@ def score(group: Group, device: str) -> list[Score]:
         pixels = np.empty((len(used), size, size, 3), np.uint8)
         with bar(f"Reading {train.name}", len(used), "images") as advance:
             for place, row in enumerate(used):
-                pixels[place] = backbone.preprocess.image(train.read(int(row)))
+                pixels[place] = backbone.preprocess.image(train.read(int(row)), cropped=train.cropped)
                 advance(1)
     problems = [_among(used, problem) for problem in problems]
     finetuner = Finetuner(
@@ -116,4 +116,4 @@ def _tested(trial: Trial, rows: Ints, preprocess: Preprocess) -> Iterator[tuple[
 
 
 def _squares(images: ImageSet, rows: Ints, preprocess: Preprocess) -> NDArray[np.uint8]:
-    return np.stack([preprocess.image(images.read(int(row))) for row in rows])
+    return np.stack([preprocess.image(images.read(int(row)), cropped=images.cropped) for row in rows])

@@ -78,6 +78,23 @@ def test_views_are_cut_from_the_images_as_they_were_read(backbone, pictures):
     assert sorted(told) == [" under gaussian_noise 2", " under view 0", " under view 1", " under view 2"]
 
 
+def test_images_that_were_cropped_before_are_taken_whole(backbone, pictures):
+    cropped = replace(pictures, cropped=True, fingerprint="fp-cropped")
+    squares = np.stack([backbone.preprocess.squeezed(pictures.read(row)) for row in range(70)])
+    found = extract(backbone, "id", cropped, [None])[0].load()
+    torch.testing.assert_close(found, backbone(backbone.preprocess.tensor(squares)), rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(found, plain(backbone, pictures), rtol=2e-3, atol=2e-3)
+
+
+def test_features_of_corrupted_images_are_of_a_version_of_the_corruptions(backbone, pictures, monkeypatch):
+    def keys():
+        return [features.key for features in extract(backbone, "id", pictures, [None, BLUR, NOISE])]
+
+    before = keys()
+    monkeypatch.setattr(records, "CORRUPTIONS_VERSION", records.CORRUPTIONS_VERSION + 1)
+    assert [a == b for a, b in zip(before, keys(), strict=True)] == [True, BLUR.stage != "image", True]
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batch_size_hardly_matters(backbone, pictures, monkeypatch, size):
     monkeypatch.setitem(extraction.BATCH, "cpu", size)

@@ -81,6 +81,7 @@ def test_arrays_stand_in_for_rows_of_a_table(table: Path, cifar: Path) -> None:
         assert [int(made.read(row)[0, 0, 0]) for row in (0, 7, 11)] == [20 * severity + row for row in (0, 7, 11)]
         np.testing.assert_array_equal(made.ids, clean.ids)
         np.testing.assert_array_equal(made.labels, clean.labels)
+        assert not made.cropped
         assert pickle.loads(pickle.dumps(made.read))(2).tolist() == made.read(2).tolist()
 
 
@@ -95,6 +96,7 @@ def test_files_stand_in_for_files_of_the_same_name_or_number(folders: tuple[Path
     for clean in (load_data(DataSpec(name=str(images))).test, load_data(DataSpec(name=str(table))).test):
         made = official_images(clean, Official(folder=str(corrupted), kind="fog", severity=3))
         np.testing.assert_array_equal(made.ids, clean.ids)
+        assert made.cropped  # resized and cropped by those who published them, and not to be a second time
         assert made.read(4).mean() == pytest.approx(60, abs=2)
         for row, file in enumerate(made.read.args[1]):  # type: ignore[attr-defined]
             assert int(file[-13:-5]) == clean.read(row)[0, 0, 0] + 1
