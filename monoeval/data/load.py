@@ -90,6 +90,12 @@ def loaded(spec: DataSpec) -> Data:
     return _loaded(spec.model_dump_json())
 
 
+def source_of(spec: DataSpec) -> str:
+    """What two specifications have in common that read one folder or one set of the hub, however they name it."""
+    path = Path(spec.name).expanduser()
+    return str(path.resolve()) if path.exists() else ALIASES.get(spec.name, spec.name)
+
+
 def _changed(data: Data, change: Callable[[ImageSet], ImageSet]) -> Data:
     whole = None if data.whole is None else change(data.whole)
     return replace(data, train=change(data.train), test=change(data.test), whole=whole)

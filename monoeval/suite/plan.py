@@ -13,12 +13,13 @@ from monoeval.adapters.registry import adapter_identity
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from monoeval.data.given_labels import from_column, from_file
 from monoeval.data.imagenet import same_classes
 from monoeval.data.images import Data, DataSpec, ImageSet, Ints
 from monoeval.data.instance_noise import instance
 from monoeval.data.label_noise import Transitions, asymmetric, confused, symmetric
-from monoeval.data.load import loaded
+from monoeval.data.load import loaded, source_of
 from monoeval.data.official import official_images
 from monoeval.data.splits import long_tail, share, shots
 from monoeval.errors import UsageError
@@ -31,7 +32,7 @@ from monoeval.suite.recipe import Arm, Recipe
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
-SCHEMA = 3
+SCHEMA = 4
 """Raised whenever equal specifications would give other scores than before."""
 
 
@@ -222,6 +223,8 @@ def _keys(group: Group) -> tuple[str, ...]:
                 "test": {"data": True, "shared_with": True, "official": {"folder"}},
             },
         )
+        if trial.test.transform is not None and trial.test.transform.stage == "image":
+            fields["corruptions"] = CORRUPTIONS_VERSION
         if trial.test.shared_with is not None:
             fields["series"] = shared_classes(trial)
         if trial.fit.labels is not None and trial.fit.labels.kind == "human":
@@ -260,6 +263,11 @@ def check(trial: Trial) -> None:
     else:
         fitted_rows(trial)
     shared = shared_classes(trial)
+    if trial.test.whole and _overlap(trial):
+        raise UsageError(
+            f"The target of {trial.scenario} has rows of the data itself ({trial.test.data.label}), some of which "
+            "are trained on: name another set with --target DATA."
+        )
     if trial.test.outside:
         both = sorted(set(load(trial.data).train.class_names) & set(test_images(trial.test).class_names))
         if both:
@@ -276,6 +284,14 @@ def check(trial: Trial) -> None:
         ):
             if alone:
                 log.warning("Classes of %s alone are not scored under ood: %s.", here.label, _some(alone))
+
+
+def _overlap(trial: Trial) -> bool:
+    """Whether test rows from elsewhere are rows of the training data's source."""
+    if source_of(trial.test.data) != source_of(trial.data):
+        return False  # ids are unique within a source only
+    data = load(trial.data)
+    return bool(np.isin(test_images(trial.test).ids, np.concatenate([data.train.ids, data.test.ids])).any())
 
 
 def fitted_rows(trial: Trial) -> tuple[Ints, Ints, Ints | None]:

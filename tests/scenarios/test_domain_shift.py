@@ -53,6 +53,20 @@ def test_each_domain_is_held_out_once(tmp_path: Path) -> None:
             assert trial.draw is None
 
 
+@pytest.mark.parametrize("name", ["ood", "ood-detection"])
+def test_a_target_with_rows_of_the_data_itself_is_refused(tmp_path: Path, name: str) -> None:
+    folder = pictures(tmp_path / "set", classes=("cat", "dog", "eel"))
+    own = {"name": str(folder), "domains": ["a", "b"]}
+    for data, target in (
+        ("digits", "digits"),
+        ({"name": "digits", "limit": 50}, {"name": "digits", "limit": 60}),
+        (own, {"name": f"{folder}/../set", "domains": ["b", "c"]}),
+    ):
+        with pytest.raises(UsageError, match=f"The target of {name} has rows of the data itself"):
+            make_plan(load_recipe(study(data, {"name": name, "target": target})))
+    make_plan(load_recipe(study(own, {"name": name, "target": {"name": str(folder), "domains": ["c"]}})))
+
+
 def test_a_target_may_be_a_domain_or_another_set_or_several(tmp_path: Path) -> None:
     data = DataSpec(name=str(pictures(tmp_path / "set")), limit=7)
     other = pictures(tmp_path / "other", "x")
