@@ -84,6 +84,11 @@ class Arm(Spec):
         return "zero-shot" if isinstance(self.probe, ZeroShot) else "frozen"
 
     @property
+    def is_raw(self) -> bool:
+        """Whether a probe reads the features of its backbone as they are."""
+        return self.learner == "frozen" and self.method == "identity"
+
+    @property
     def seeded(self) -> bool:
         """Whether an adapter or a finetuning is drawn anew for each seed."""
         return METHODS[self.method].seeded or self.learner == "finetune"
@@ -244,9 +249,10 @@ class Recipe(Spec):
         if not any(map(has_text_tower, self.backbones.values())):
             check_text_tower(next(iter(self.backbones.values())))
         arms = {arm.name: arm for arm in self.arms}
-        for arm in self.arms:
-            if arm.method != "identity" or arm.latents is not None or arm.learner != "frozen":
-                continue
+        raw = [arm for arm in self.arms if arm.is_raw]
+        if not raw:
+            raise UsageError("zero_shot stands beside raw features, which no arm has: add one of method identity.")
+        for arm in raw:
             if not has_text_tower(self.backbones[arm.backbone]):
                 log.warning("%s has no text tower and so no zero-shot arm.", arm.name)
                 continue
@@ -377,7 +383,8 @@ def changed(
 ) -> Recipe:
     """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
 
-    A `probe` is that of every arm; where the recipe's own is of its kind, that one's settings stay.
+    A `probe` is that of every arm but those that finetune; where the recipe's own is of its kind, that one's
+    settings stay.
     """
     fields: dict[str, Any] = {}
     if name:
@@ -450,7 +457,12 @@ def _fields(spec: Spec) -> dict[str, Any]:
 def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm, ...]:
     """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
     arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity" or arm.learner == "zero-shot"}
-    for arm in [arm for arm in arms.values() if arm.method == "identity" and arm.learner == "frozen"]:
+    raw = [arm for arm in arms.values() if arm.is_raw]
+    if not raw:
+        raise UsageError(
+            "--method adds arms beside raw features, and no arm of the recipe has them: name a --model too."
+        )
+    for arm in raw:
         arms |= {new.name: new for new in _expand(arm, methods) if new.name not in arms}
     return tuple(
         arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()

@@ -174,6 +174,27 @@ def test_a_finetuned_arm_has_no_adapter() -> None:
         load_recipe({**STUDY, "arms": arms})
 
 
+def test_what_changes_probes_and_adapters_leaves_finetuned_arms_alone() -> None:
+    recipe = load_recipe(STUDY)
+    assert changed(recipe, probe=load_recipe({**STUDY, "probe": "ridge"}).probe).arms == recipe.arms
+    with pytest.raises(
+        UsageError, match="--method adds arms beside raw features, and no arm of the recipe has them"
+    ):
+        changed(recipe, methods=[AdapterSpec(method="relu")])
+    both = load_recipe({**STUDY, "arms": [*STUDY["arms"], {"name": "raw", "backbone": "vit"}]})
+    made = changed(both, methods=[AdapterSpec(method="relu")])
+    assert [arm.name for arm in made.arms] == ["ce", "nce", "raw", "raw + relu"]
+
+
+def test_no_zero_shot_arm_is_made_of_a_finetuned_one() -> None:
+    backbones = {"vit": {"model": "clip_vit_b32", "weights": "random"}}
+    tuned = {**STUDY, "backbones": backbones, "zero_shot": True}
+    with pytest.raises(UsageError, match="zero_shot stands beside raw features, which no arm has"):
+        load_recipe(tuned).resolved()
+    both = load_recipe({**tuned, "arms": [*STUDY["arms"], {"name": "raw", "backbone": "vit"}]}).resolved()
+    assert [arm.name for arm in both.arms][2:] == ["raw", "raw zero-shot", "raw wise 0.5"]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
