@@ -177,7 +177,8 @@ def _cause(scores: Scores, arm: str, controls: Sequence[str]) -> str:
     name, least = min(more.items(), key=lambda item: float(np.mean(item[1])))
     figure = f"top-20 consistency is {signed(float(np.mean(least)))} points against {name}, after chance"
     if all(value > 0 for found in more.values() for value in found):
-        return f"In every seed its latents are more monosemantic than every control's: {figure}."
+        seeds = "In every seed its" if len(least) > 1 else "Its"
+        return f"{seeds} latents are more monosemantic than every control's: {figure}."
     if np.mean(least) > 0:
         return f"Its latents are more monosemantic than every control's, but not in every seed: {figure}."
     return f"Manipulation failed: its latents are not more monosemantic than every control's: {figure}."

@@ -407,3 +407,19 @@ def test_a_cause_is_claimed_only_where_it_was_there(run_folder: Make, of_control
     comparison = next(c for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae")
     assert comparison.kind == "beyond the controls"
     assert said in comparison.sentence
+
+
+def test_a_cause_in_a_single_seed_speaks_of_no_seeds(run_folder: Make) -> None:
+    arms = [
+        PAIR[0],
+        {"name": "random", "backbone": "net", "method": "random-topk", "baseline": "raw"},
+        {**PAIR[1], "controls": ["random"]},
+    ]
+    run = run_folder(arms, ["clean"], seeds=1)
+    run.test("t", [str(i) for i in range(400)], np.zeros(400, dtype=np.int64))
+    for arm, right, consistency in (("raw", 200, 0.1), ("random", 200, 0.2), ("sae", 390, 0.6)):
+        measured = {"top_consistency": consistency, "top_consistency_chance": 0.1}
+        run.score(arm, np.arange(400) < right, adapter=measured, adapter_seed=None if arm == "raw" else 0)
+    comparison = next(c for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae")
+    assert " Its latents are more monosemantic than every control's: top-20" in comparison.sentence
+    assert "seed" not in comparison.sentence
