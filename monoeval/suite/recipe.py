@@ -400,11 +400,11 @@ def changed(
         fields["probe"] = recipe.probe if recipe.probe.kind == probe.kind else probe
         arms = fields.get("arms", recipe.arms)
         fields["arms"] = tuple(_probed(arm, fields["probe"]) for arm in arms)
-    fields["data"] = (data or recipe.data).model_copy(update={} if limit is None else {"limit": limit})
+    fields["data"] = _limited(recipe.data, data or recipe.data, limit)
     targets = (target,) if isinstance(target, DataSpec) else tuple(target)
     fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], targets, scenarios))
-    if data is not None:
-        fields["note"] = None  # it spoke of the recipe's own data
+    if data is not None and data.label != recipe.data.label and fields.get("note", recipe.note):
+        fields["note"] = f"This recipe is of {recipe.data.label}, and was run on {data.label}. {recipe.note}"
     if targets and not {"ood", "ood-detection"} & {s.name for s in fields["scenarios"]}:
         raise UsageError("--target is of the ood scenario: add --scenario ood.")
     if select_on is not None:
@@ -422,6 +422,16 @@ def changed(
     if zero_shot:
         fields["zero_shot"] = recipe.zero_shot or TextArms()
     return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
+
+
+def _limited(own: DataSpec, data: DataSpec, limit: int | None) -> DataSpec:
+    """`data` with the limit that is given, or else with that of the recipe's own data."""
+    if limit is None and data.limit is None and own.limit is not None:
+        log.warning(
+            "At most %d images a split of %s, as the recipe says: change that with --limit.", own.limit, data.label
+        )
+        limit = own.limit
+    return data if limit is None else data.model_copy(update={"limit": limit})
 
 
 def _selected_on(scenarios: tuple[AnyScenario, ...], select_on: SelectOn) -> tuple[AnyScenario, ...]:

@@ -18,6 +18,7 @@ from monoeval.probes.problem import Problem
 from monoeval.training.augment import Augmentation
 from monoeval.training.contrastive import rep_relu
 from monoeval.training.lora import activity, insert
+from monoeval.training.networks import Projected
 from monoeval.training.pretrain import warm_cosine
 from monoeval.training.settings import FinetuneSpec
 
@@ -45,7 +46,10 @@ class Classifier(nn.Module):
 
     def __init__(self, network: Network, width: int, n_classes: int, non_negative: bool) -> None:
         super().__init__()
-        self.backbone, self.read, self.non_negative = network.module, network.features, non_negative
+        module, read = network.module, network.features
+        if non_negative and isinstance(module, Projected) and read is module:
+            read = module.project  # with its sign also after NCL, so that `rep_relu` teaches what is below zero
+        self.backbone, self.read, self.non_negative = module, read, non_negative
         self.head = nn.Linear(width, n_classes)
         self.register_buffer("scale", torch.ones(()))
         self.scale: Tensor

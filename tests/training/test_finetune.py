@@ -197,3 +197,18 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
     made, task = finetuner(tiny_network(), learning_rates=[1e30], epochs=3)
     with pytest.raises(MonoevalError, match=r"loss of finetuning became .* give lower learning_rates than 1e\+30"):
         made.fit(task, seed=0)
+
+
+def test_features_that_pretraining_rectified_still_learn_below_zero() -> None:
+    torch.manual_seed(0)
+    module = tiny("tiny", 8, 16, non_negative=True)
+    with torch.no_grad():
+        module.projector[-1].bias.fill_(-3.0)
+    module.eval()
+    seen = torch.rand(4, 3, 16, 16)
+    assert not module(seen).any()
+    classifier = Classifier(Network(module, module, PLAIN), 8, 2, non_negative=True)
+    features = classifier.features(seen)
+    assert torch.equal(features, module(seen))
+    features.sum().backward()
+    assert module.convolutions[0].weight.grad.abs().sum() > 0
