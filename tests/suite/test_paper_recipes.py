@@ -79,8 +79,9 @@ def test_no_features_are_extracted_for_finetuning(tmp_path: Path) -> None:
     told = forecast(recipe, tmp_path)
     assert told["images to extract"] == 0
     assert told["backbones to pretrain"] == 2
-    # 4 arms, on clean labels, at 5 rates of noise and on 4 shares of the rows; noisy inputs train nothing
-    assert told["networks to finetune"] == 4 * (1 + 5 + 4)
+    # 4 arms, on clean labels, 5 rates of noise and 4 shares of the rows, at 3 learning rates and the one chosen;
+    # noisy inputs train nothing
+    assert told["networks to finetune"] == 4 * (1 + 5 + 4) * (3 + 1)
 
 
 def test_a_finetuned_arm_stays_one_whatever_probe_or_method_is_asked_for() -> None:
