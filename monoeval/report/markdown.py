@@ -19,9 +19,7 @@ def markdown(summary: Summary, figures: Sequence[str] = ()) -> str:
         parts.append("## Verdicts")
         for arm, said, found in wording.by_arm(summary):
             parts.append(f"**{_escape(arm)}**" + (f" ({_escape('; '.join(said))})" if said else ""))
-            verdicts = [
-                f"- {_escape(t.title)}: **{c.kind}**{_escape(wording.headline(c, said))}" for t, c in found
-            ]
+            verdicts = [f"- {_escape(t.title)}: {_verdict(c.kind, wording.headline(c, said))}" for t, c in found]
             parts.append("\n".join(verdicts))
     if "differences" in shown:
         parts.append(f"![Gain over the baseline in each scenario]({shown['differences']})")
@@ -71,7 +69,7 @@ def _scenario(table: Table, figure: str | None) -> Iterable[str]:
     if remarks:
         yield "<br>\n".join(remarks)
     verdicts = [
-        f"- **{_escape(c.arm)}: {c.kind}**{_escape(wording.headline(c))}" for c in table.comparisons if c.is_claim
+        f"- {_verdict(f'{c.arm}: {c.kind}', wording.headline(c))}" for c in table.comparisons if c.is_claim
     ]
     if verdicts:
         yield "\n".join(verdicts)
@@ -81,6 +79,12 @@ def _grid(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---", *("---:" for _ in headings[1:])]
     rows = [[_escape(h) for h in headings], rule, *([_escape(cell) for cell in line] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _verdict(kind: str, rest: str) -> str:
+    """Its kind in bold and what follows, which begins with a space or a full stop."""
+    space = " " if rest.startswith(" ") else ""
+    return f"**{_escape(kind)}**{space}{_escape(rest)}"
 
 
 def _escape(text: Any) -> str:

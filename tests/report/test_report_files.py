@@ -127,3 +127,12 @@ def test_a_report_needs_no_torch(full_study: RunFolder) -> None:
         "write(folder); render(summarise(folder)); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(full_study.folder)], check=False).returncode == 0
+
+
+def test_a_verdict_and_its_sentence_are_apart_in_markdown(run_folder: Callable[..., RunFolder]) -> None:
+    run = run_folder([ARMS[0], {**ARMS[2], "name": "arm", "controls": []}], ["clean"], seeds=1)
+    run.test("t", [str(i) for i in range(50)], np.arange(50) % 10)
+    run.score("raw", np.arange(50) < 30)
+    run.score("arm", np.arange(50) % 2 == 0, adapter_seed=0)
+    write(run.folder)
+    assert "**undetermined** against its baseline" in (run.folder / "report.md").read_text()
