@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from monoeval import progress
+from monoeval.training.distributed import is_first
 
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
 """What is piped or redirected keeps the width that the tables are laid out for."""
@@ -72,8 +73,9 @@ class _Warnings(logging.Handler):
 
 def install() -> None:
     """Show monoeval's progress and warnings; libraries keep theirs to themselves."""
-    progress.show_on(_Bars())
+    first = is_first()  # of those that torchrun started, one speaks; what fails, any of them says
+    progress.show_on(_Bars() if first else None)
     logger = logging.getLogger("monoeval")
     logger.handlers = [_Warnings()]
     logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if first else logging.ERROR)

@@ -19,7 +19,8 @@ from monoeval.cli import (
     report,
     suite,
 )
-from monoeval.errors import MonoevalError
+from monoeval.errors import MonoevalError, UsageError
+from monoeval.training import distributed
 
 app = typer.Typer(
     help="Evaluate the robustness of vision backbones, with and without monosemantic adapters.",
@@ -39,11 +40,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback has seen it)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Evaluate the robustness of vision backbones, with and without monosemantic adapters."""
+    command, count = context.invoked_subcommand, distributed.started()
+    if count > 1 and command != "pretrain":
+        if not distributed.is_first():
+            raise typer.Exit  # the first says it, and is not ended before it has
+        raise UsageError(
+            f"torchrun started {count} processes, and only `monoeval pretrain` shares its work among several: "
+            f"start `monoeval {command}` without torchrun."
+        )
 
 
 app.command()(suite.suite)

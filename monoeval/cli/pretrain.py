@@ -9,6 +9,7 @@ import typer
 
 from monoeval.cli import options as o
 from monoeval.cli.console import out as stdout
+from monoeval.training import distributed
 
 if TYPE_CHECKING:
     from monoeval.backbones.spec import PretrainSpec
@@ -44,7 +45,8 @@ def pretrain(
     """Train a backbone on the training images alone; the folder it prints is a --model.
 
     Interrupted, it goes on where it was when the same command is given again. With the folder as --model,
-    --layer projector (the default) or backbone says what is read.
+    --layer projector (the default) or backbone says what is read. `torchrun --nproc-per-node N -m monoeval
+    pretrain …` trains one network on N GPUs, with the same batches.
     """
     from monoeval.data.load import load_data
 
@@ -55,12 +57,14 @@ def pretrain(
     assert source is not None
     images = load_data(source.model_copy(update={"limit": limit})).train
     if out is None or not _is_made(out, spec, images, seed):
-        from monoeval.backbones.load import choose_device
         from monoeval.training.pretrain import pretrain as train
 
-        folder = train(spec, images, seed=seed, device=choose_device(device), watched=True)
-        if out is not None:
+        with distributed.joined(device) as (processes, where):
+            folder = train(spec, images, seed=seed, device=where, processes=processes, watched=True)
+        if out is not None and distributed.is_first():
             _copy(folder, out)
+    if not distributed.is_first():
+        return
     folder = out or folder
     if as_json:
         stdout.print_json((folder / "backbone.json").read_text())

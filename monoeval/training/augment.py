@@ -10,6 +10,8 @@ from torch import Tensor
 
 from monoeval.training import colours
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -26,15 +28,17 @@ class Augmentation:
     """Brightness and contrast are multiplied by 1 ± jitter."""
     flip: bool = False
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [B, 3, S, S] to float32 of the same shape in [0, 1].
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL) -> Tensor:
+        """uint8 [B, 3, S, S] to float32 in [0, 1], of the same shape or of some `rows` of the batch alone.
 
-        All draws come from `generator`, a CPU one, so that they are the same whatever the device.
+        All draws come from `generator`, a CPU one, so that they are the same whatever the device; and they are
+        those of the whole batch.
         """
+        drawn, images = len(images), images[rows]
         count = len(images)
 
         def uniform(low: float, high: float) -> Tensor:
-            return torch.empty(count).uniform_(low, high, generator=generator)
+            return torch.empty(drawn).uniform_(low, high, generator=generator)[rows]
 
         side = uniform(self.crop, 1.0).sqrt()
         aspect = uniform(-math.log(4 / 3), math.log(4 / 3)).exp().sqrt()
@@ -79,12 +83,13 @@ class SimCLRAugmentation:
     deviations: tuple[float, float] = (0.1, 2.0)
     """Of the blur, in pixels."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [B, 3, S, S] to float32 of the same shape in [0, 1]; `generator` is one of the CPU."""
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL) -> Tensor:
+        """uint8 [B, 3, S, S] to float32 in [0, 1], as `Augmentation` does; `generator` is one of the CPU."""
+        drawn, images = len(images), images[rows]
         count, device = len(images), images.device
 
         def uniform(low: float, high: float, *more: int) -> Tensor:
-            return torch.empty(count, *more).uniform_(low, high, generator=generator)
+            return torch.empty(drawn, *more).uniform_(low, high, generator=generator)[rows]
 
         def rows_where(chosen: Tensor) -> Tensor:
             return chosen.nonzero()[:, 0].to(device)
@@ -107,13 +112,13 @@ class SimCLRAugmentation:
         factors_device = factors.to(device)
         for turn in range(4):
             for change, function in enumerate(CHANGES):
-                rows = rows_where(order[:, turn] == change)
-                views[rows] = function(views[rows], factors_device[change, rows])
-        rows = rows_where(uniform(0, 1) < self.grey)
-        views[rows] = colours.grey(views[rows])
+                where = rows_where(order[:, turn] == change)
+                views[where] = function(views[where], factors_device[change, where])
+        where = rows_where(uniform(0, 1) < self.grey)
+        views[where] = colours.grey(views[where])
         deviations = uniform(*self.deviations).to(device)
-        rows = rows_where(uniform(0, 1) < self.blurred)
-        views[rows] = colours.blurred(views[rows], deviations[rows])
+        where = rows_where(uniform(0, 1) < self.blurred)
+        views[where] = colours.blurred(views[where], deviations[where])
         return views
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from monoeval.products import has_bfloat16
 from monoeval.training import networks, resume
 from monoeval.training.augment import Augmentation, SimCLRAugmentation
 from monoeval.training.contrastive import NON_NEGATIVE, OBJECTIVES, SUPERVISED, density, rep_relu
+from monoeval.training.distributed import Processes
 from monoeval.training.keys import FORMAT, STEM, pretrained_folder
 from monoeval.training.optimisers import optimiser
 
@@ -37,6 +38,8 @@ STEPS_UNSEEN = 50
 """Steps of an accelerator whose losses are read at once: reading one waits for it."""
 TIMES_WATCHED = 10
 
+ALONE = Processes()
+
 log = logging.getLogger("monoeval")
 
 
@@ -46,6 +49,7 @@ def pretrain(
     *,
     seed: int,
     device: torch.device,
+    processes: Processes = ALONE,
     watched: bool = False,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> Path:
@@ -59,8 +63,13 @@ def pretrain(
     done. The rate warms up and falls as a cosine; the last, smaller batch of an epoch is left out. All images are
     held in memory, as uint8. With `watched`, how the training goes is logged ten times (`watch.watch`).
 
+    All of several `processes` call this with the same arguments, but for the device. Each holds all images and
+    trains on its share of every batch; the first alone reads and writes the cache. The weights are those of one
+    process up to rounding, and those of networks with dropout up to its masks.
+
     Raises MonoevalError where the loss is not finite (the last checkpoint stays) or memory runs out, UsageError
-    where there are fewer than two images, or less than two classes for a supervised objective.
+    where there are fewer than two images, or less than two classes for a supervised objective,
+    and for several processes where a batch is less than one image each, or batch norm meets a CPU.
 
     What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe
     reaches 97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
@@ -72,51 +81,68 @@ def pretrain(
             f"{spec.objective} tells classes apart, and the training images of {images.name} have labels of only "
             "one: choose --objective simclr or ncl, which need none."
         )
-    folder = pretrained_folder(spec, images.fingerprint, seed)
-    with suppress(bundles.Damaged):  # absent, or to be made again; a read-only cache has no lock to give
-        bundles.describe(folder, STEM)
-        return folder
-    with locked(folder):
-        if folder.exists():
-            try:
-                bundles.describe(folder, STEM)
-                return folder
-            except bundles.Damaged:
-                log.warning("The pretrained network in %s is damaged and is trained again.", folder)
-        batch = min(spec.batch_size, len(images))
-        with enough_memory(f"batches of {batch} images", f"try --batch-size {max(2, batch // 2)}"):
-            training = _Training(spec, images, seed, device)
-            about = training.run(resume.checkpoint_of(folder), checkpoint_seconds, watched)
-        bundles.write(
-            folder,
-            STEM,
-            training.network.state_dict(),
-            {
-                "format": FORMAT,
-                "network": spec.network,
-                "width": spec.width,
-                "hidden": spec.hidden,
-                "stem": spec.stem,
-                "image_size": spec.image_size,
-                "crop_pct": CROP_PCT,
-                "non_negative": training.network.non_negative,
-                "objective": spec.objective,
-                "seed": seed,
-                "spec": spec.model_dump(mode="json"),
-                "data": {"name": images.name, "fingerprint": images.fingerprint, "rows": len(images)},
-                **about,
-            },
+    batch = min(spec.batch_size, len(images))
+    if batch < processes.count:
+        raise UsageError(
+            f"A batch of {batch} images cannot be shared by {processes.count} processes: start fewer, or give "
+            "more images and a larger --batch-size."
         )
-        resume.checkpoint_of(folder).unlink(missing_ok=True)
+    folder = pretrained_folder(spec, images.fingerprint, seed)
+    if processes.from_first(lambda: _is_whole(folder)):  # a read-only cache has no lock to give
+        return folder
+    with locked(folder) if processes.rank == 0 else nullcontext():
+        if processes.from_first(lambda: _is_whole(folder)):
+            return folder
+        if folder.exists():
+            log.warning("The pretrained network in %s is damaged and is trained again.", folder)
+        with enough_memory(f"batches of {batch} images", f"try --batch-size {max(2, batch // 2)}"):
+            training = _Training(spec, images, seed, device, processes)
+            about = training.run(resume.checkpoint_of(folder), checkpoint_seconds, watched)
+        processes.from_first(lambda: _write(folder, training, about))
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        bundles.describe(folder, STEM)
+    except bundles.Damaged:  # or absent
+        return False
+    return True
+
+
+def _write(folder: Path, training: "_Training", about: dict[str, Any]) -> None:
+    spec, images = training.spec, training.images
+    bundles.write(
+        folder,
+        STEM,
+        training.network.state_dict(),
+        {
+            "format": FORMAT,
+            "network": spec.network,
+            "width": spec.width,
+            "hidden": spec.hidden,
+            "stem": spec.stem,
+            "image_size": spec.image_size,
+            "crop_pct": CROP_PCT,
+            "non_negative": training.network.non_negative,
+            "objective": spec.objective,
+            "seed": training.seed,
+            "spec": spec.model_dump(mode="json"),
+            "data": {"name": images.name, "fingerprint": images.fingerprint, "rows": len(images)},
+            **about,
+        },
+    )
+    resume.checkpoint_of(folder).unlink(missing_ok=True)
 
 
 class _Training:
     """One pretraining: what it reads, what it changes, and how far it has come."""
 
-    def __init__(self, spec: PretrainSpec, images: ImageSet, seed: int, device: torch.device) -> None:
-        self.spec, self.images, self.seed, self.device = spec, images, seed, device
-        pixels = _pixels(spec.image_size, images)
+    def __init__(
+        self, spec: PretrainSpec, images: ImageSet, seed: int, device: torch.device, processes: Processes
+    ) -> None:
+        self.spec, self.images, self.seed, self.device, self.processes = spec, images, seed, device, processes
+        pixels = _pixels(spec.image_size, images, processes.here)
         self.mean, self.std = _moments(pixels)
         self.data = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
         self.centre = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
@@ -133,6 +159,8 @@ class _Training:
                 hidden=spec.hidden,
                 stem=spec.stem,
             )
+        network.load_state_dict(processes.from_first(network.state_dict))
+        processes.synchronise(network, spec.network, device)
         self.network: networks.Projected = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.order = torch.Generator().manual_seed(draw_seed("pretrain", "order", seed))
         self.views = torch.Generator().manual_seed(draw_seed("pretrain", "views", seed))
@@ -154,8 +182,13 @@ class _Training:
 
     def run(self, checkpoint: Path, checkpoint_seconds: float, watched: bool) -> dict[str, Any]:
         """Train what is left of the epochs, and describe the network."""
-        environment = {"torch": str(torch.__version__), "device": self.device.type, "precision": self.precision}
-        kept = resume.load(checkpoint, environment)
+        environment = {
+            "torch": str(torch.__version__),
+            "device": self.device.type,
+            "precision": self.precision,
+            "processes": str(self.processes.count),
+        }
+        kept = self.processes.from_first(lambda: resume.load(checkpoint, environment))
         if kept is not None:
             self._restore(kept)
             log.info("Pretraining goes on after epoch %d of %d.", self.epoch, self.spec.epochs)
@@ -168,14 +201,16 @@ class _Training:
         ):
             advance(self.epoch * self.steps_an_epoch)
             while self.epoch < self.spec.epochs:
-                torch.manual_seed(draw_seed("pretrain", "dropout", self.seed, self.epoch))
+                own = [self.processes.rank] if self.processes.rank else []  # its images have masks of their own
+                torch.manual_seed(draw_seed("pretrain", "dropout", self.seed, self.epoch, *own))
                 started = time.monotonic()
                 self.losses.append(self._one_epoch(advance, checkpoint))
                 self.epoch += 1
                 self.seconds += time.monotonic() - started
                 if watched and self.epoch % max(1, self.spec.epochs // TIMES_WATCHED) == 0:
                     self._say()
-                if self.epoch < self.spec.epochs and time.monotonic() - saved >= checkpoint_seconds:
+                due = self.processes.rank == 0 and self.epoch < self.spec.epochs
+                if due and time.monotonic() - saved >= checkpoint_seconds:
                     resume.save(checkpoint, self._state(), environment)
                     saved = time.monotonic()
         self.network.eval()
@@ -194,6 +229,7 @@ class _Training:
             "alive": alive,
             "losses": self.losses,
             "precision": self.precision,
+            "processes": self.processes.count,
             "images_per_second": self.steps * self.batch / self.seconds if self.seconds else None,
             "timm": version("timm"),
         }
@@ -214,6 +250,7 @@ class _Training:
             loss.backward()  # type: ignore[no-untyped-call]
             rate = self.spec.learning_rate * warm_cosine(step, self.steps, self.spec.warm_up)
             gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+            self.processes.add_up(gradients)
             self.optimiser.step(gradients, rate)
             advance(1)
         return float(np.mean(losses))
@@ -226,13 +263,12 @@ class _Training:
                 yield rows
 
     def _loss(self, rows: Tensor) -> Tensor:
-        seen, spec = self.data[rows], self.spec
-        pair = (
-            torch.cat([self.augment(seen, self.views), self.augment(seen, self.views)]) - self.centre
-        ) / self.spread
+        seen, spec, mine = self.data[rows], self.spec, self.processes.share(len(rows))
+        views = [self.augment(seen, self.views, mine) for _ in range(2)]
+        pair = (torch.cat(views) - self.centre) / self.spread
         with self._autocast():
             projected = self.network.project(pair.contiguous(memory_format=torch.channels_last))
-        projected = projected.float()
+        projected = self.processes.gathered(projected.float(), len(rows))
         if spec.normalise_first:
             projected = F.normalize(projected, dim=1)
         first, second = projected.chunk(2)
@@ -320,10 +356,10 @@ def warm_cosine(step: int, steps: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
 
 
-def _pixels(size: int, images: ImageSet) -> NDArray[np.uint8]:
-    """The squares uint8 [N, S, S, 3] that the network will see, whole in memory."""
+def _pixels(size: int, images: ImageSet, copies: int) -> NDArray[np.uint8]:
+    """The squares uint8 [N, S, S, 3] that the network will see, whole in memory; `copies` processes hold them."""
     squares = Preprocess(image_size=size, crop_pct=CROP_PCT)
-    needed, free = 2 * len(images) * size * size * 3, psutil.virtual_memory().available
+    needed, free = 2 * copies * len(images) * size * size * 3, psutil.virtual_memory().available
     if needed > free:  # two copies are held while they are put in order
         raise MonoevalError(
             f"Pretraining holds all images in memory: {len(images):,} of {size} pixels need {needed / 1e9:.1f} GB "
