@@ -33,6 +33,8 @@ from monoeval.training.optimisers import optimiser
 
 CROP_PCT = 1.0  # the whole central square: these images are small already
 FEW_ALIVE = 0.05
+NO_GAIN = 0.01
+"""Nats below the loss of features that are all alike."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 STEPS_UNSEEN = 50
 """Steps of an accelerator whose losses are read at once: reading one waits for it."""
@@ -68,8 +70,8 @@ def pretrain(
     process up to rounding, and those of networks with dropout up to its masks.
 
     Raises MonoevalError where the loss is not finite (the last checkpoint stays) or memory runs out, UsageError
-    where there are fewer than two images, or less than two classes for a supervised objective,
-    and for several processes where a batch is less than one image each, or batch norm meets a CPU.
+    where there are fewer than two images, less than two classes for a supervised objective,
+    and for several processes a batch of less than one image each, or batch norm on a CPU.
 
     What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe
     reaches 97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
@@ -221,6 +223,13 @@ class _Training:
                 "the training collapsed, and its scores say little.",
                 100 * alive, self.spec.objective, self.seed,
             )  # fmt: skip
+        elif self.losses and self.losses[-1] > self._alike() - NO_GAIN:
+            log.warning(
+                "The loss ended at %.3f, and features that are alike for all images have %.3f (%s, seed %d): "
+                "nothing was learned, so lower learning_rate, choose optimiser=adamw or augmentation=gentle, or "
+                "train longer.",
+                self.losses[-1], self._alike(), self.spec.objective, self.seed,
+            )  # fmt: skip
         return {
             "mean": self.mean,
             "std": self.std,
@@ -279,6 +288,10 @@ class _Training:
         if spec.density:
             loss = loss - spec.density * density(rep_relu(projected) if self.network.non_negative else projected)
         return loss
+
+    def _alike(self) -> float:
+        """The loss where all rows of a batch are one direction, and the density as large as it can be."""
+        return math.log(2 * self.batch - 1) - self.spec.density / math.sqrt(self.spec.width)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()

@@ -15,6 +15,7 @@ from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.training import networks
+from monoeval.training import pretrain as module
 from monoeval.training.keys import STEM, pretrained_folder, pretrained_key
 from monoeval.training.pretrain import pretrain, warm_cosine
 
@@ -112,20 +113,31 @@ def test_a_whole_folder_is_returned_at_once_and_a_damaged_one_made_again(caplog)
 
 
 def test_a_loss_that_is_not_finite_names_the_step(monkeypatch):
-    from monoeval.training import pretrain as module
-
     monkeypatch.setitem(module.OBJECTIVES, "simclr", lambda first, _second, _t: first.sum() * float("nan"))
     with pytest.raises(MonoevalError, match="step 1 of 2: lower learning_rate"):
         pretrain(PretrainSpec(objective="simclr", epochs=2), digits(20), seed=0, device=CPU)
 
 
 def test_collapse_is_warned_about(monkeypatch, caplog):
-    from monoeval.training import pretrain as module
-
     monkeypatch.setattr(module._Training, "_alive", lambda _: 0.01)
     with caplog.at_level(logging.WARNING, "monoeval"):
         pretrain(PretrainSpec(objective="ncl", epochs=1), digits(20), seed=0, device=CPU)
     assert "collapsed" in caplog.text
+
+
+def test_a_network_that_tells_no_images_apart_is_warned_about(monkeypatch, caplog):
+    spec = PretrainSpec(objective="simclr", network="test_vit", width=16, hidden=16, epochs=1, batch_size=20)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "monoeval"):
+        patched.setattr(networks.Projected, "project", lambda self, x: 0 * self.projector(self.backbone(x)) + 1)
+        patched.setattr(module._Training, "_alive", lambda _: 0.9)  # rounding varies too
+        folder = pretrain(spec, digits(20), seed=0, device=CPU)
+    assert f"ended at {np.log(39):.3f}" in caplog.text
+    assert "nothing was learned, so lower learning_rate" in caplog.text
+    assert bundles.describe(folder, STEM)["final_loss"] == pytest.approx(np.log(39), abs=1e-5)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "monoeval"):
+        pretrain(PretrainSpec(objective="ncl", epochs=6, batch_size=64), digits(150), seed=0, device=CPU)
+    assert "learned" not in caplog.text
 
 
 def test_wrong_use_is_one_sentence():
