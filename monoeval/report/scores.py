@@ -426,10 +426,12 @@ def _place(row: Row) -> tuple[object, ...]:
 
 
 def _varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of `SEEDS` that are not the same in all of `rows`."""
+    """The names of `SEEDS` that are not the same in all of `rows`; a finetuning's is in place of the adapter's."""
     columns = zip(*map(_seeds, rows), strict=True)
     found = zip(SEEDS, ({seed for seed in column if seed is not None} for column in columns), strict=True)
-    return tuple(name for name, seeds in found if len(seeds) > 1)
+    trained = all(row.probe_kind == "finetune" for row in rows)
+    named = {"adapter": "finetuning"} if trained else {}
+    return tuple(named.get(name, name) for name, seeds in found if len(seeds) > 1)
 
 
 def applies(row: Row, unit: int) -> bool:

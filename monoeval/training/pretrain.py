@@ -316,11 +316,12 @@ class _Training:
             self.network.eval()
             found = watch(self._features, fitted, scored, labels, n_classes)
             self.network.train()
-            said += (
-                f", nearest class mean {100 * found['probe']:.1f} % (on training images), top-20 consistency "
-                f"{found['consistency']:.2f} (chance {found['consistency_chance']:.2f}), "
-                f"{found['l0']:.0f} of {self.spec.width} latents active"
-            )
+            said += f", nearest class mean {100 * found['probe']:.1f} % (on training images), "
+            if math.isfinite(found["consistency"]):  # no latent may fire on 20 of few rows
+                said += (
+                    f"top-20 consistency {found['consistency']:.2f} (chance {found['consistency_chance']:.2f}), "
+                )
+            said += f"{found['l0']:.0f} of {self.spec.width} latents active"
         log.info("%s", said)
 
     @torch.no_grad()

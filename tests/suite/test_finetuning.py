@@ -122,6 +122,11 @@ def test_objectives_are_judged_against_each_other(study: Run) -> None:
     assert "no verdict" not in verdicts
 
 
+def test_the_report_says_that_seeds_redraw_the_finetuning(study: Run) -> None:
+    found = {d.varied for t in summarise(study.folder).tables for c in t.comparisons for d in c.differences}
+    assert found == {("finetuning",), ("finetuning", "draw")}
+
+
 def test_a_finished_study_is_not_trained_again(study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")

@@ -148,6 +148,14 @@ def test_a_small_resnet_begins_as_those_for_cifar():
         networks.build("test_vit", 8, 20, hidden=8)
 
 
+def test_how_it_goes_is_said_without_what_few_rows_leave_undefined(caplog):
+    with caplog.at_level(logging.INFO, "monoeval"):
+        spec = PretrainSpec(objective="ncl", **{**TINY, "epochs": 1})
+        pretrain(spec, squares(30), seed=0, device=CPU, watched=True)
+    assert "of 128 latents active" in caplog.text
+    assert "nan" not in caplog.text
+
+
 def test_how_it_goes_is_said_from_training_images_alone(caplog):
     images = squares(48)
     read: list[int] = []
