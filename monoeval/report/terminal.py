@@ -10,7 +10,7 @@ from monoeval.report import wording
 from monoeval.report.model import Comparison, Summary, Table
 
 _NAMES = 34  # characters for the arms' names
-_MEASURE = 12  # characters for a summary measure, and the widest word of its heading
+_MEASURE = 14  # characters for a summary measure, and the widest word of its heading
 _STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
 
 

@@ -14,8 +14,9 @@ from monoeval.report import summarise
 from monoeval.report.html import html
 from monoeval.report.markdown import markdown
 from monoeval.report.model import Table, Value
-from monoeval.report.terminal import render
+from monoeval.report.terminal import _MEASURE, render
 from monoeval.report.wording import overview
+from monoeval.scenarios import SCENARIOS
 
 Make = Callable[..., RunFolder]
 PAIR = [ARMS[0], {**ARMS[2], "controls": []}]
@@ -160,3 +161,7 @@ def test_every_format_has_the_measures(full_study: RunFolder) -> None:
     for page in (markdown(summary), html(summary, {})):
         assert "gap to the source" in page
         assert "area, gaussian" in page
+
+
+def test_no_scenario_is_cut_short_above_its_summary_measure() -> None:
+    assert max(len(f"{name}:") for name in SCENARIOS) <= _MEASURE
