@@ -85,8 +85,14 @@ LARGER: dict[str, Any] = {
 }
 """Defaults of networks other than `tiny`: the paper's for CIFAR, with a smaller projector."""
 
-PAPER: dict[str, Any] = {"epochs": 200, "width": 2048, "hidden": 16384, "density": 1.0}
-"""What the paper (arXiv 2410.21331, and its public code) has beyond `LARGER` on CIFAR."""
+
+def paper(objective: str) -> dict[str, Any]:
+    """What the paper (arXiv 2410.21331, and its public code) has beyond `LARGER` on CIFAR.
+
+    The term that rewards density belongs to its non-negative objectives alone.
+    """
+    wide = {"epochs": 200, "width": 2048, "hidden": 16384}
+    return wide | ({"density": 1.0} if objective in {"ncl", "nscl"} else {})
 
 
 class BackboneSpec(Spec):

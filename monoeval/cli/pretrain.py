@@ -82,7 +82,8 @@ def _spec(objective: str, model: str, paper: bool, given: dict[str, int], params
 
     from pydantic import ValidationError
 
-    from monoeval.backbones.spec import PAPER, PretrainSpec
+    from monoeval.backbones.spec import PretrainSpec
+    from monoeval.backbones.spec import paper as paper_settings
     from monoeval.errors import UsageError, unknown
 
     objectives = get_args(PretrainSpec.model_fields["objective"].annotation)
@@ -104,7 +105,7 @@ def _spec(objective: str, model: str, paper: bool, given: dict[str, int], params
             raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
         given = {**given, name: value}  # type: ignore[dict-item]
     try:
-        return PretrainSpec.model_validate({**chosen, **(PAPER if paper else {}), **given})
+        return PretrainSpec.model_validate({**chosen, **(paper_settings(objective) if paper else {}), **given})
     except ValidationError as invalid:
         first = invalid.errors(include_url=False)[0]
         raise UsageError(f"{first['loc'][0]} cannot be {first['input']!r}: {first['msg'].lower()}.") from None

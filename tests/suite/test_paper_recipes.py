@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from monoeval.adapters.spec import AdapterSpec
-from monoeval.backbones.spec import PAPER, PretrainSpec
+from monoeval.backbones.spec import PretrainSpec, paper
 from monoeval.cli.main import app
 from monoeval.data.images import DataSpec
 from monoeval.probes.spec import GCE
@@ -37,13 +37,15 @@ def test_a_paper_recipe_can_be_planned(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_backbones_are_pretrained_as_in_the_paper_and_differ_in_the_objective_alone(name: str) -> None:
+def test_backbones_are_pretrained_as_in_the_paper_and_differ_in_the_objective_alone(
+    name: str,
+) -> None:
     on_imagenet = {"epochs": 100, "learning_rate": 0.3, "batch_size": 128, "image_size": 224}
-    settings = {"network": "resnet18", **PAPER, **(on_imagenet if "imagenet" in name else {})}
+    settings = {"network": "resnet18", **(on_imagenet if "imagenet" in name else {})}
     made = {label: backbone.pretrain for label, backbone in load_recipe(name).backbones.items()}
     assert made == {
-        "CL": PretrainSpec.model_validate({"objective": "simclr", **settings}),
-        "NCL": PretrainSpec.model_validate({"objective": "ncl", **settings}),
+        "CL": PretrainSpec.model_validate({"objective": "simclr", **paper("simclr"), **settings}),
+        "NCL": PretrainSpec.model_validate({"objective": "ncl", **paper("ncl"), **settings}),
     }
 
 
