@@ -11,6 +11,7 @@ from monoeval import bundles
 from monoeval.backbones.resolve import Resolved, check_text_tower, identity, resolve
 from monoeval.backbones.sources import first_line, image_text_model, is_download
 from monoeval.backbones.spec import BackboneSpec
+from monoeval.data.imagenet import in_words
 from monoeval.data.prompts import prompts
 from monoeval.errors import MonoevalError
 from monoeval.files import cache_dir, locked
@@ -30,10 +31,11 @@ def class_weights(
 
     A class is embedded as in CLIP: the mean of its prompts' unit-length embeddings, made unit length again. With
     the unit-length image features x [n, D] that `spec` gives, the zero-shot logits are x · weightsᵀ; the bias of
-    SigLIP, equal for all classes, is left out. Computed in fp32 and kept in the cache. Raises UsageError
-    where `spec` has no text tower, MonoevalError where weights or tokenizer cannot be had.
+    SigLIP, equal for all classes, is left out. WordNet ids are read as their words. Computed in fp32 and kept in the
+    cache. Raises UsageError where `spec` has no text tower, MonoevalError where weights or tokenizer cannot be had.
     """
     check_text_tower(spec)
+    class_names = in_words(class_names)
     made_of = ["text", FORMAT, identity(spec), class_names, templates]
     folder = cache_dir() / "texts" / key(made_of)
     try:

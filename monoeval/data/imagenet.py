@@ -22,6 +22,14 @@ def same_classes(source: Sequence[str], target: Sequence[str]) -> Mapping[str, s
     return {name: of_source[i] for name, i in _wordnet_ids(target).items() if i in of_source}
 
 
+def in_words(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` as a text tower reads them: WordNet ids, or ImageNet's positions, as the words they stand for."""
+    if _notation(names) == "words":
+        return tuple(names)
+    ids, words = _wordnet_ids(names), _words()
+    return tuple(words.get(ids[name], name) for name in names)
+
+
 def _notation(names: Sequence[str]) -> str:
     if all(re.fullmatch(r"n\d{8}", name) for name in names):
         return "wordnet"
@@ -42,12 +50,22 @@ def _wordnet_ids(names: Sequence[str]) -> dict[str, str]:
 @cache
 def _table() -> tuple[tuple[str, ...], dict[str, str]]:
     """WordNet ids in the order of ImageNet's positions, and words → id; read beside timm, which ships both."""
+    ids = tuple((_folder() / "imagenet_synsets.txt").read_text(encoding="utf-8").split())
+    words = _words()
+    count = Counter(words[identity] for identity in ids)
+    return ids, {words[identity]: identity for identity in ids if count[words[identity]] == 1}
+
+
+@cache
+def _words() -> dict[str, str]:
+    """WordNet id → words, of ImageNet's classes and more."""
+    lines = (_folder() / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    split = (line.partition("\t") for line in lines if line)
+    return {identity: words for identity, _, words in split}
+
+
+def _folder() -> Path:
     found = find_spec("timm")
     if found is None or found.origin is None:
         raise MonoevalError("The names of ImageNet's classes come with timm: install it with `pip install timm`.")
-    folder = Path(found.origin).parent / "data" / "_info"
-    ids = tuple((folder / "imagenet_synsets.txt").read_text(encoding="utf-8").split())
-    lines = (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
-    words = dict(line.split("\t", 1) for line in lines if line)
-    count = Counter(words[identity] for identity in ids)
-    return ids, {words[identity]: identity for identity in ids if count[words[identity]] == 1}
+    return Path(found.origin).parent / "data" / "_info"

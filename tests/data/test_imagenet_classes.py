@@ -1,6 +1,6 @@
 """Classes of ImageNet under unlike names; the ids here are of public knowledge."""
 
-from monoeval.data.imagenet import same_classes
+from monoeval.data.imagenet import in_words, same_classes
 
 POSITIONS = [str(i) for i in range(1000)]
 
@@ -18,6 +18,12 @@ def test_words_match_wordnet_ids() -> None:
         "n01440764": "tench, Tinca tinca",
     }
     assert same_classes(["n01440764", "n01443537"], words) == {words[0]: "n01440764", words[1]: "n01443537"}
+
+
+def test_a_text_tower_reads_words() -> None:
+    assert in_words(["n01440764", "n99999999"]) == ("tench, Tinca tinca", "n99999999")
+    assert in_words(POSITIONS)[1] == "goldfish, Carassius auratus"
+    assert in_words(["1", "cat"]) == ("1", "cat")
 
 
 def test_positions_match_wordnet_ids_only_where_all_thousand_are_there() -> None:

@@ -91,6 +91,13 @@ def test_class_weights_are_the_scaled_mean_of_unit_prompts(
     torch.testing.assert_close(class_weights(spec, NAMES, TWO, CPU), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_wordnet_ids_are_asked_for_in_words(model: Any, spec: BackboneSpec) -> None:
+    words = ("tench, Tinca tinca", "goldfish, Carassius auratus")
+    asked = class_weights(spec, ("n01440764", "n01443537"), TWO, CPU)
+    expected = by_hand(model, words, TWO) * model.logit_scale.exp().detach()
+    torch.testing.assert_close(asked, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_random_weights_are_those_of_the_image_tower() -> None:
     random = BackboneSpec(model=f"open_clip:{ARCHITECTURE}", weights="random", image_size=32, precision="fp32")
     torch.manual_seed(0)
