@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from monoeval.data.images import DataSpec
 from monoeval.data.label_noise import NoiseKind
+from monoeval.keys import key
 from monoeval.scenarios.trial import Fit, LabelNoise, Rate, SelectOn, TestSet, Trial
 from monoeval.spec import Spec
 
@@ -67,7 +68,7 @@ class LabelNoiseScenario(Spec):
                 noise = self._noise(kind, level, seed) if level else None
                 yield Trial(
                     scenario=self.name,
-                    protocol=f"label-noise/{kind}{oracle}@{level:g}",
+                    protocol=f"label-noise/{kind}{self._source(kind)}{oracle}@{level:g}",
                     series=kind,
                     level=level,
                     data=data,
@@ -75,6 +76,12 @@ class LabelNoiseScenario(Spec):
                     test=TestSet(data=data),
                     draw=seed if noise and kind != "human" else None,
                 )
+
+    def _source(self, kind: NoiseKind) -> str:
+        """What else decides the labels of a kind, for the protocol: noise of unlike sources is never averaged."""
+        if kind == "asymmetric" and self.map is not None:
+            return f"/map-{key(self.map)[:6]}"
+        return f"/{self.column or Path(str(self.file)).name}" if kind == "human" else ""
 
     def _levels(self, kind: NoiseKind) -> tuple[float, ...]:
         return self.rates if kind != "human" else (0, 1) if 0 in self.rates else (1,)

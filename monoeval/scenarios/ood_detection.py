@@ -11,6 +11,9 @@ from monoeval.scenarios.ood import DEFAULT_TARGETS
 from monoeval.scenarios.trial import Detection, TestSet, Trial
 from monoeval.spec import Spec
 
+USUAL_NEIGHBOURS = 50
+"""Protocols name another number."""
+
 
 class OODDetection(Spec):
     """Fit on the data; tell its test rows (level 0) from the target's (level 1) by how sure the probe is.
@@ -25,7 +28,7 @@ class OODDetection(Spec):
     target: Annotated[DataSpec | None, BeforeValidator(named_data)] = None
     positive: Literal["id", "ood"] = "id"
     """Which rows FPR95 calls positive: it is the share of the others above what 95 % of these reach."""
-    neighbours: Annotated[int, Field(ge=1)] = 50
+    neighbours: Annotated[int, Field(ge=1)] = USUAL_NEIGHBOURS
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:  # noqa: ARG002 (nothing is drawn)
         target = self.target
@@ -37,10 +40,11 @@ class OODDetection(Spec):
             target = DataSpec(name=DEFAULT_TARGETS[data.name])
         if target.limit is None:
             target = target.model_copy(update={"limit": data.limit})
+        neighbours = "" if self.neighbours == USUAL_NEIGHBOURS else f"/{self.neighbours}-neighbours"
         for level, test in enumerate((data, target)):
             yield Trial(
                 scenario=self.name,
-                protocol=f"ood-detection/{target.label}/{self.positive}-positive",
+                protocol=f"ood-detection/{target.label}/{self.positive}-positive{neighbours}",
                 series=target.label,
                 level=level,
                 data=data,

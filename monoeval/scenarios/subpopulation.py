@@ -7,6 +7,7 @@ from pydantic import Field
 
 from monoeval.data.images import DataSpec, Hierarchy
 from monoeval.data.subclasses import drawn_subclasses, superclass_of
+from monoeval.keys import key
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
 
@@ -25,7 +26,7 @@ class Subpopulation(Spec):
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:
         seen, held_out = drawn_subclasses(superclass_of(self.hierarchy), self.train_fine, seed)
-        named = self.hierarchy if isinstance(self.hierarchy, str) else "hierarchy"
+        named = self.hierarchy if isinstance(self.hierarchy, str) else f"hierarchy-{key(self.hierarchy)[:6]}"
         named = named.replace("\\", "/").rsplit("/", 1)[-1]
         source = data.model_copy(update={"hierarchy": self.hierarchy, "subclasses": seen})
         for level, classes in enumerate((seen, held_out)):

@@ -296,12 +296,13 @@ def problem_of(trial: Trial) -> Problem:
     train = load(trial.data).train
     rows, labels, validation = fitted_rows(trial)
     noise = trial.fit.labels
+    judged = train.labels if noise is not None and noise.select_on == "clean-val" else labels
     return Problem(
         rows=rows,
         labels=labels[rows],
-        selection_labels=train.labels[rows] if noise is not None and noise.select_on == "clean-val" else None,
+        selection_labels=None if judged is labels else judged[rows],
         validation_rows=validation,
-        validation_labels=None if validation is None else labels[validation],
+        validation_labels=None if validation is None else judged[validation],
         groups=None if train.groups is None else train.groups[rows],
     )
 

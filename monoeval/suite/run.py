@@ -15,6 +15,7 @@ import yaml
 
 from monoeval import progress
 from monoeval.backbones.resolve import check_available, resolve
+from monoeval.data.load import source_of
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
@@ -29,6 +30,8 @@ LEARNERS = {
     "finetune": "monoeval.suite.finetune:score",
 }
 """Learner → `module:function` of (group, device) that gives its scores; imported when it is first needed."""
+OTHER_GROUPS = 1 << 40
+"""Added to the numbers of groups of another data set than the one that is trained on."""
 LIBRARIES = ("monoeval", "torch", "timm", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
 
 
@@ -130,8 +133,12 @@ def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str,
             tested, labels = tested_rows(made.trial)
             content = key([test.fingerprint, tested.tolist(), labels.tolist()])
             name = f"{_file_name(made.trial.test.data.label)}-{content[:8]}"
-            groups = None if test.groups is None else test.groups[tested]
-            ledger.add_test(name, test.ids[tested].tolist(), labels, groups)
+            ids, groups = test.ids[tested].tolist(), None if test.groups is None else test.groups[tested]
+            if source_of(made.trial.test.data) != source_of(made.trial.data):
+                # row 7, or writer 7, of another set is another one, and must not be paired with that of the data
+                ids = [f"{made.trial.test.data.label}: {row_id}" for row_id in ids]
+                groups = None if groups is None else groups + OTHER_GROUPS
+            ledger.add_test(name, ids, labels, groups)
             row = row.model_copy(update={"test": name, "predictions": f"predictions/{row.key}.parquet"})
             ledger.add_predictions(row, made.predictions)
             if (noisy := transitions(made.trial)) is not None:

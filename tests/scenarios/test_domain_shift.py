@@ -171,3 +171,18 @@ def test_only_shared_classes_of_imagenet_are_scored(tmp_path: Path) -> None:
     assert len(rows) == 4
     assert labels.tolist() == [2, 2, 0, 0]  # goldfish is the first of the source's classes, tench the last
     assert len(plan.tested_rows(source)[0]) == 2
+
+
+def test_keys_of_corrupted_images_alone_know_the_version_of_the_corruptions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corruption = {"name": "corruption", "kinds": ["fog"], "severities": [3]}
+
+    def keys() -> dict[str, str]:
+        (first, *_) = make_plan(load_recipe(study("digits", "clean", corruption))).groups
+        return {trial.protocol: k for trial, k in zip(first.trials, first.keys, strict=True)}
+
+    before = keys()
+    monkeypatch.setattr(plan, "CORRUPTIONS_VERSION", plan.CORRUPTIONS_VERSION + 1)
+    changed_keys = {protocol for protocol, k in keys().items() if before[protocol] != k}
+    assert changed_keys == {"corruption/onthefly/fog@3"}

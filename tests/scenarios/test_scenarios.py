@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from monoeval.data.images import DataSpec
+from monoeval.keys import key
 from monoeval.scenarios import SCENARIOS
 from monoeval.scenarios.corruption import Corruption
 from monoeval.scenarios.few_shot import FewShot
@@ -54,11 +55,12 @@ def test_label_noise_draws_anew_for_each_seed_except_at_rate_zero() -> None:
 
 def test_each_kind_of_label_noise_is_a_series_with_protocols_of_its_own() -> None:
     made = trials("label-noise", seed=2, kinds=["symmetric-inclusive", "asymmetric"], rates=[0, 0.4], map={1: 7})
+    mapped = key({"1": "7"})[:6]  # other maps are other protocols
     assert [(t.protocol, t.series) for t in made] == [
         ("label-noise/symmetric-inclusive@0", "symmetric-inclusive"),
         ("label-noise/symmetric-inclusive@0.4", "symmetric-inclusive"),
-        ("label-noise/asymmetric@0", "asymmetric"),
-        ("label-noise/asymmetric@0.4", "asymmetric"),
+        (f"label-noise/asymmetric/map-{mapped}@0", "asymmetric"),
+        (f"label-noise/asymmetric/map-{mapped}@0.4", "asymmetric"),
     ]
     inclusive, asymmetric = (t.fit.labels for t in made[1::2])
     assert inclusive is not None and asymmetric is not None  # noqa: PT018
@@ -67,7 +69,7 @@ def test_each_kind_of_label_noise_is_a_series_with_protocols_of_its_own() -> Non
 
 def test_human_labels_are_one_level_that_no_seed_draws() -> None:
     clean, human = trials("label-noise", seed=2, kinds=["human"], file="labels.txt")
-    assert (clean.protocol, human.protocol) == ("label-noise/human@0", "label-noise/human@1")
+    assert (clean.protocol, human.protocol) == ("label-noise/human/labels.txt@0", "label-noise/human/labels.txt@1")
     assert (clean.draw, human.draw) == (None, None)
     assert clean.fit == Fit()
     assert [t.level for t in trials("label-noise", kinds=["human"], file="x", rates=[0.2])] == [1]

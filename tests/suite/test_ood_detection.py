@@ -60,6 +60,18 @@ def test_measures_can_be_made_again_from_what_is_kept(finished: Run) -> None:
             assert 0 <= outside.measures[f"fpr95_{name}"] <= 1
 
 
+def test_rows_and_groups_of_elsewhere_are_never_those_of_the_data(finished: Run) -> None:
+    inside, outside = (
+        next(r for r in finished.rows if r.scenario == "ood-detection" and r.level == level) for level in (0, 1)
+    )
+    own, other = (
+        pq.read_table(finished.folder / f"tests/{r.test}.parquet").to_pydict() for r in (inside, outside)
+    )
+    assert all(i.startswith("digits/") for i in own["row_id"])
+    assert all(i.startswith("digits-printed: digits-printed/") for i in other["row_id"])
+    assert not set(own["group"]) & set(other["group"])
+
+
 def test_the_report_shows_the_area_of_each_score_and_paired_differences(finished: Run) -> None:
     (table,) = (t for t in summarise(finished.folder).tables if t.scenario == "ood-detection")
     assert [column.label for column in table.columns] == ["max-softmax", "energy", "neighbours"]
@@ -116,6 +128,11 @@ def test_the_target_of_the_command_reaches_it_and_one_is_needed() -> None:
         list(OODDetection().trials(DataSpec(name="elsewhere"), 0))
     with pytest.raises(UsageError, match="--target"):
         changed(load_recipe({**SMALL, "scenarios": ["clean"]}), target=DataSpec(name="./b"))
+
+
+def test_a_protocol_names_an_unusual_number_of_neighbours() -> None:
+    made = next(OODDetection(neighbours=7).trials(DataSpec(name="digits"), 0))
+    assert made.protocol == "ood-detection/digits-printed/id-positive/7-neighbours"
 
 
 def test_keys_know_the_neighbours_and_the_positive_side() -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from monoeval.data.load import load_data
 from monoeval.errors import UsageError
+from monoeval.keys import key
+from monoeval.scenarios.trial import Fit, LabelNoise, Shots
+from monoeval.suite.frozen import problem_of
 from monoeval.suite.ledger import Row
 from monoeval.suite.plan import make_plan, training_labels, transitions
 from monoeval.suite.recipe import changed, load_recipe
@@ -19,6 +22,8 @@ from monoeval.suite.run import run
 
 TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}
 MAP = {"1": "7", "3": "8", "8": "3"}
+
+NAMED = {"asymmetric": f"asymmetric/map-{key(MAP)[:6]}", "human": "human/said.txt"}
 
 
 def recipe(*scenarios: object, **fields: Any) -> dict[str, Any]:
@@ -63,9 +68,9 @@ def test_every_kind_is_scored_with_what_it_did(study: tuple[Path, dict[str, list
     folder, rows = study
     assert all(len(some) == 2 for some in rows.values())  # two arms
     for kind in NOISE["kinds"]:
-        (clean,) = {row.label_signal for row in rows[f"label-noise/{kind}@0"]}
+        (clean,) = {row.label_signal for row in rows[f"label-noise/{NAMED.get(kind, kind)}@0"]}
         assert clean == 1
-        assert rows[f"label-noise/{kind}@0"][0].transitions is None
+        assert rows[f"label-noise/{NAMED.get(kind, kind)}@0"][0].transitions is None
     for protocol, some in rows.items():
         if not protocol.startswith("label-noise") or protocol.endswith("@0"):
             continue
@@ -83,18 +88,32 @@ def test_rates_and_signals_are_those_of_their_kind(study: tuple[Path, dict[str, 
     assert at["label-noise/symmetric-inclusive@0.4"].realised_rate == pytest.approx(0.4 * 0.9, abs=0.06)
     assert at["label-noise/symmetric-inclusive@0.4"].label_signal == pytest.approx(0.6)
     # 20 rows a class: 8 of each of three classes
-    assert at["label-noise/asymmetric@0.4"].realised_rate == 3 * 8 / 200
-    assert at["label-noise/asymmetric@0.4"].label_signal == pytest.approx(0.2)
-    assert at["label-noise/asymmetric@0.6"].label_signal == pytest.approx(-0.2)  # a negative control
-    table = pq.read_table(folder / str(at["label-noise/asymmetric@0.4"].transitions)).to_pydict()
+    assert at[f"label-noise/{NAMED['asymmetric']}@0.4"].realised_rate == 3 * 8 / 200
+    assert at[f"label-noise/{NAMED['asymmetric']}@0.4"].label_signal == pytest.approx(0.2)
+    assert at[f"label-noise/{NAMED['asymmetric']}@0.6"].label_signal == pytest.approx(-0.2)  # a negative control
+    table = pq.read_table(folder / str(at[f"label-noise/{NAMED['asymmetric']}@0.4"].transitions)).to_pydict()
     found = {(t, g): n for t, g, n in zip(*table.values(), strict=True) if t != g}
     assert found == {("1", "7"): 8, ("3", "8"): 8, ("8", "3"): 8}
     assert at["label-noise/instance@0.4"].realised_rate == pytest.approx(0.4, abs=0.12)
-    human = at["label-noise/human@1"]
+    human = at["label-noise/human/said.txt@1"]
     assert (human.realised_rate, human.draw) == (0.1, None)  # all of class 4 were called 9
     assert human.label_signal == pytest.approx((180 - 20) / 200)
     assert "few-shot/unlabelled-train/share@0.1" in rows
     assert "imbalance/exponential@5" in rows
+
+
+def test_clean_validation_labels_are_clean_where_validation_rows_are_given_too() -> None:
+    trial = make_plan(load_recipe(recipe("clean"))).groups[0].trials[0]
+    noise = LabelNoise(kind="symmetric", rate=0.6, draw=0)
+    rows = Shots(shots=5, validation=5, draw=0)
+    noisy, oracle = (
+        problem_of(trial.model_copy(update={"fit": Fit(rows=rows, labels=labels)}))
+        for labels in (noise, noise.model_copy(update={"select_on": "clean-val"}))
+    )
+    clean = load_data(trial.data).train.labels
+    assert (noisy.validation_labels != clean[noisy.validation_rows]).any()
+    np.testing.assert_array_equal(oracle.validation_labels, clean[oracle.validation_rows])
+    np.testing.assert_array_equal(oracle.labels, noisy.labels)
 
 
 def test_planning_instance_noise_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
