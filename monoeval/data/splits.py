@@ -76,6 +76,9 @@ def long_tail(labels: Ints, class_names: Sequence[str], ratio: float, draw: int)
     profile = float(ratio) ** (-np.arange(len(order)) / max(1, len(order) - 1))
     n_max = int((sizes[order] / profile).min() + 1e-9)
     counts = np.floor(n_max * profile + 1e-9).astype(np.int64)
+    if not sizes.all():
+        absent = class_names[int(np.argmin(sizes))]
+        raise UsageError(f"Class {absent!r} has no training row to be imbalanced: add images, or raise --limit.")
     if not counts.all():
         raise UsageError(
             f"An imbalance of {ratio:g} leaves class {class_names[order[-1]]!r} without a training row, as the "

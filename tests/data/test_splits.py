@@ -158,3 +158,8 @@ def test_held_out_rows_do_not_depend_on_order() -> None:
     assert np.bincount(labels[test], minlength=3).tolist() == [3, 6, 0]
     order = np.random.default_rng(0).permutation(31)
     assert set(ids[order][held_out(labels[order], ids[order])[1]]) == set(ids[test])
+
+
+def test_a_class_without_a_row_is_no_matter_of_the_ratio() -> None:
+    with pytest.raises(UsageError, match="Class 'b' has no training row to be imbalanced"):
+        long_tail(np.array([0, 0, 2]), ["a", "b", "c"], 1, 0)
