@@ -31,8 +31,9 @@ def class_weights(
 
     A class is embedded as in CLIP: the mean of its prompts' unit-length embeddings, made unit length again. With
     the unit-length image features x [n, D] that `spec` gives, the zero-shot logits are x · weightsᵀ; the bias of
-    SigLIP, equal for all classes, is left out. WordNet ids are read as their words. Computed in fp32 and kept in the
-    cache. Raises UsageError where `spec` has no text tower, MonoevalError where weights or tokenizer cannot be had.
+    SigLIP, equal for all classes, is left out. WordNet ids are read as their words. Computed in fp32 and kept in
+    the cache. Raises UsageError where `spec` has no text tower, MonoevalError where weights or tokenizer cannot be
+    had.
     """
     check_text_tower(spec)
     class_names = in_words(class_names)
