@@ -31,12 +31,13 @@ def monoeval(
 
 
 FORBID_TORCH = """
-import sys
-class Forbid:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in {"torch", "timm", "open_clip", "datasets"}:
-            raise ImportError(f"{name} was imported")
-sys.meta_path.insert(0, Forbid())
+import builtins
+imported = builtins.__import__
+def forbid(name, *args, **more):
+    if name.partition(".")[0] in {"torch", "timm", "open_clip", "datasets"}:  # to look where they lie is no import
+        raise ImportError(f"{name} was imported")
+    return imported(name, *args, **more)
+builtins.__import__ = forbid
 """
 
 
