@@ -35,8 +35,10 @@ def accuracy_interval(correct_ru: ArrayLike, groups_r: ArrayLike | None = None, 
     """
     found = paired_difference(correct_ru, groups_r, level)
     spread = found.mean * (1 - found.mean)
-    if spread > 0:
+    if spread > 0 and found.standard_error > 0:
         independent = spread / found.standard_error**2
+    elif spread > 0:  # rows are alike, and units too, yet not all right: as many as there are answers
+        independent = float(found.rows * found.units)
     else:
         independent = float(found.rows if groups_r is None else len(np.unique(np.asarray(groups_r))))
     low, high = _wilson(found.mean, independent, found.degrees_of_freedom, level)
