@@ -6,13 +6,16 @@ from dataclasses import replace
 import numpy as np
 
 from monoeval.metrics.paired import paired_difference
-from monoeval.metrics.scores import balanced, level_weights
+from monoeval.metrics.scores import ALEXNET_ERROR, balanced, level_weights, mean_corruption_error
 from monoeval.report.layout import by_series
 from monoeval.report.model import Column, Measure, Value
 from monoeval.report.scores import DETECTION, Point, Sample, Scores
 
 _KEPT = {"ece": "ECE", "ece_t": "ECE, scaled", "temperature": "temperature"}
 """Measures of `Row.measures` that are shown first, and their headings."""
+
+PUBLISHED = "corruption/imagenet-c.official/"
+"""Protocols of the files that AlexNet's errors were measured on; of other images an mCE means nothing."""
 
 Part = tuple[Sample, float]
 """The correctness of an arm at one point, and the weight of its mean in a measure."""
@@ -50,6 +53,11 @@ def measures(scores: Scores, arms: Sequence[str], columns: Sequence[Column], pri
             if scenario in {"ood", "subpopulation"}:
                 gap = [*before, *((sample, -weight) for sample, weight in after)]
                 found.setdefault(("gap", "gap to the source"), {})[arm] = _combined(gap)
+        if scenario == "corruption" and (errors := _published_errors(changed, parts)):
+            found.setdefault(("mce", "mCE"), {})[arm] = Value(mean_corruption_error(errors))
+            if clean and len(both) > len(changed):
+                alone = mean_corruption_error(errors, 1 - _mean(before))
+                found.setdefault(("relative_mce", "relative mCE"), {})[arm] = Value(alone)
         if scenario == DETECTION:  # nothing there is right or wrong
             continue
         even = [(replace(sample, values=balanced(sample.values, sample.labels)), w) for sample, w in parts]
@@ -115,6 +123,18 @@ def _ratio(after: Sequence[Part], before: Sequence[Part]) -> Value | None:
     parts = [(sample, weight / base) for sample, weight in after]
     parts += [(sample, -share * weight / base) for sample, weight in before]
     return _combined(parts, share)
+
+
+def _published_errors(points: Sequence[Point], parts: Sequence[Part]) -> dict[str, list[float]]:
+    """Corruption → its five errors, where these are of all 15 in the published files of ImageNet-C; else empty."""
+    errors: dict[str, dict[float, float]] = {}
+    for point, (sample, _) in zip(points, parts, strict=False):  # an arm without all of the scores has no parts
+        if not point.protocol.startswith(PUBLISHED):
+            return {}
+        if point.series in ALEXNET_ERROR:
+            errors.setdefault(point.series, {})[point.level] = 1 - float(sample.values.mean())
+    whole = set(errors) == set(ALEXNET_ERROR) and all(set(of) == {1, 2, 3, 4, 5} for of in errors.values())
+    return {kind: [of[level] for level in sorted(of)] for kind, of in errors.items()} if whole else {}
 
 
 def _worst(parts: Sequence[Part]) -> Value | None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score
 
 from monoeval.metrics.paired import paired_difference
-from monoeval.metrics.scores import area_under_levels, balanced, level_weights
+from monoeval.metrics.scores import ALEXNET_ERROR, area_under_levels, balanced, level_weights
 from monoeval.report import summarise
 from monoeval.report.html import html
 from monoeval.report.markdown import markdown
@@ -122,6 +122,27 @@ def test_worst_class_and_what_the_ledger_keeps(run_folder: Make) -> None:
     (auroc,) = (m for m in table.measures if m.name == "auroc_energy")
     assert auroc.values == {"raw": Value(0.9)}
     assert "relative_accuracy" not in {m.name for m in table.measures}
+
+
+@pytest.mark.parametrize("where", ["imagenet-c.official", "imagenet-c.onthefly"])
+def test_mce_is_of_the_published_files_alone(run_folder: Make, where: str) -> None:
+    run = run_folder([ARMS[0]], ["corruption"], seeds=1)
+    run.test("t", IDS, np.arange(200) % 10)
+    shares = []
+    for number, (kind, alexnet) in enumerate(ALEXNET_ERROR.items()):
+        for level in range(6):
+            wrong = 20 + (level and number + 10 * level)  # of 200: a clean error of a tenth
+            place = {"scenario": "corruption", "series": kind, "level": level,
+                     "protocol": f"corruption/{where}/{kind}@{level}/224"}  # fmt: skip
+            run.score("raw", np.arange(200) >= wrong, **place)
+        error = (20 + number + 30) / 200  # the mean over severities
+        shares.append((error / alexnet, (error - 0.1) / (alexnet - 0.4348)))
+    (table,) = summarise(run.folder).tables
+    if where == "imagenet-c.onthefly":
+        assert not {"mce", "relative_mce"} & {m.name for m in table.measures}
+        return
+    assert value(table, "mce").mean == pytest.approx(np.mean([share for share, _ in shares]))
+    assert value(table, "relative_mce").mean == pytest.approx(np.mean([share for _, share in shares]))
 
 
 def test_imbalance_is_judged_by_balanced_accuracy(run_folder: Make) -> None:
