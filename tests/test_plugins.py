@@ -14,7 +14,7 @@ from monoeval.data.images import Data, DataSpec
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.scenarios import registry
 from monoeval.scenarios.clean import Clean
-from monoeval.suite import recipe
+from monoeval.suite import recipe, recipe_files
 
 EXAMPLE = '''
 """Read by every command, so nothing heavy is imported here."""
@@ -122,7 +122,7 @@ def test_what_is_no_scenario_is_left_out_and_says_so(caplog: pytest.LogCaptureFi
 def test_a_scenario_that_two_packages_claim_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(recipe.REFUSED, "clean", "other offers a scenario named 'clean', which exists already")
     with pytest.raises(UsageError, match=r"other offers .* already: uninstall one of the two packages"):
-        recipe.load_recipe({"models": ["resnet18"], "scenarios": ["clean"]})
+        recipe_files.load_recipe({"models": ["resnet18"], "scenarios": ["clean"]})
 
 
 def test_a_loader_that_fails_is_one_sentence() -> None:

@@ -24,7 +24,7 @@ from monoeval.data.load import DATASETS
 from monoeval.probes.spec import PROBES
 from monoeval.scenarios import SCENARIOS as BUILT_IN
 from monoeval.scenarios import registry
-from monoeval.suite import plan, recipe
+from monoeval.suite import plan, recipe_files
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
@@ -68,7 +68,7 @@ def test_a_command_can_be_typed_and_names_what_exists(line: str) -> None:
     assert {*names(values, "data")} - DATASETS.keys() <= {"./photos"}
     assert {*names(values, "model")} - describe().keys() - {*timm_names()} <= {"./ncl18", "tiny"}
     if "recipe" in values:
-        assert values["recipe"] in {*recipe.recipes(), "mine.yaml"}
+        assert values["recipe"] in {*recipe_files.recipes(), "mine.yaml"}
 
 
 def test_the_readme_has_commands_and_recipes_to_look_at() -> None:
@@ -91,13 +91,13 @@ def test_every_option_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("text", RECIPES)
 def test_every_yaml_block_is_a_part_of_a_recipe(text: str) -> None:
-    fields = yaml.load(text, Loader=recipe._Loader)
+    fields = yaml.load(text, Loader=recipe_files._Loader)
     if "arms" in fields:
         fields.setdefault("backbones", {arm["backbone"]: {"model": "resnet18"} for arm in fields["arms"]})
     elif "models" not in fields:
         fields["models"] = ["resnet18"]
     fields.setdefault("scenarios", ["clean"])
-    assert recipe.load_recipe(fields).resolved().arms
+    assert recipe_files.load_recipe(fields).resolved().arms
 
 
 def test_pieces_of_recipes_in_the_text_are_read() -> None:
@@ -106,10 +106,10 @@ def test_pieces_of_recipes_in_the_text_are_read() -> None:
     pieces = {name: value for text in code for name, value in yaml.safe_load(text).items()}
     assert pieces.keys() == {"family", "margin", "probe"}
     tuned = {"name": "tuned", "backbone": "CL", "probe": pieces.pop("probe")}
-    quickstart = recipe.load_recipe("quickstart")
+    quickstart = recipe_files.load_recipe("quickstart")
     fields = quickstart.model_dump(mode="json") | pieces
     fields["arms"].append(tuned)
-    assert recipe.load_recipe(fields).resolved().family
+    assert recipe_files.load_recipe(fields).resolved().family
 
 
 def test_the_table_of_scenarios_is_whole_and_its_settings_and_protocols_exist() -> None:

@@ -46,7 +46,7 @@ def finetune(
     """
     from monoeval.data.images import DataSpec
     from monoeval.errors import UsageError
-    from monoeval.suite.recipe import changed, finetuning
+    from monoeval.suite.changes import changed, finetuning
 
     models = o.split_commas(model)
     if not models:

@@ -60,6 +60,6 @@ def _entries(kind: str) -> dict[str, str]:
         from monoeval.scenarios.registry import SCENARIOS
 
         return {name: str(scenario.__doc__).splitlines()[0] for name, scenario in SCENARIOS.items()}
-    from monoeval.suite.recipe import load_recipe, recipes
+    from monoeval.suite.recipe_files import load_recipe, recipes
 
     return {name: " ".join((load_recipe(path).note or "").split()) for name, path in recipes().items()}

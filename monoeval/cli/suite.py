@@ -53,7 +53,8 @@ def suite(
     same command again resumes, or shows the finished report.
     """
     from monoeval.data.images import DataSpec
-    from monoeval.suite.recipe import changed, load_recipe
+    from monoeval.suite.changes import changed
+    from monoeval.suite.recipe_files import load_recipe
 
     models = o.split_commas(model)
     study = changed(

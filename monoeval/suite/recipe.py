@@ -1,13 +1,9 @@
 """Recipes: what a study compares, on which data, under which scenarios. Reading one never imports torch."""
 
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from monoeval.adapters.registry import METHODS, controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
@@ -15,14 +11,11 @@ from monoeval.adapters.spec import AdapterSpec, Params
 from monoeval.backbones.resolve import check_text_tower, has_text_tower
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
-from monoeval.data.load import loaded
 from monoeval.data.prompts import TEMPLATES
-from monoeval.errors import UsageError, nearest, unknown
+from monoeval.errors import UsageError, unknown
 from monoeval.keys import key
 from monoeval.probes.spec import (
     KNN,
-    PROBES,
-    TEXT_PROBES,
     ArmProbe,
     Logistic,
     Paper,
@@ -32,12 +25,7 @@ from monoeval.probes.spec import (
     WiSE,
     ZeroShot,
 )
-from monoeval.scenarios import AnyScenario
-from monoeval.scenarios.label_noise import LabelNoiseScenario
-from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
-from monoeval.scenarios.ood_detection import OODDetection
-from monoeval.scenarios.registry import REFUSED, SCENARIOS, Listed
-from monoeval.scenarios.trial import SelectOn
+from monoeval.scenarios.registry import REFUSED, Listed
 from monoeval.spec import Spec
 from monoeval.training.settings import FinetuneSpec
 
@@ -199,7 +187,7 @@ class Recipe(Spec):
             if label in backbones:
                 raise UsageError(f"The model {label} is listed twice: name each once.")
             backbones[label] = model
-            arms += _expand(Arm(name=label, backbone=label), self.methods)
+            arms += expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
         return self.model_copy(update=fields)._with_latents()._with_text()._checked_sweeps()._with_known_family()
 
@@ -295,7 +283,7 @@ class Recipe(Spec):
         return key(self.resolved().model_dump(mode="json", exclude={"note"}))
 
 
-def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
+def expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
     """Raw features, each method, and the controls that match it in width and sparsity, all with the same probe."""
     arms = {raw.name: raw}
 
@@ -325,315 +313,3 @@ def _expand(raw: Arm, methods: tuple[AdapterSpec, ...]) -> list[Arm]:
             controls.append(add(AdapterSpec(method="random-topk"), match=name))
             arms[name] = arms[name].model_copy(update={"controls": tuple(controls)})
     return list(arms.values())
-
-
-def finetuning(
-    models: Sequence[BackboneSpec],
-    *,
-    objectives: Sequence[str],
-    adapts: Sequence[str],
-    settings: Mapping[str, Any],
-) -> Recipe:
-    """A study that finetunes each model in every way asked for, under label noise and with few labels.
-
-    An arm's baseline is the one that differs from it in one thing: LoRA for MonoLoRA, else CE for NCE. Raises
-    UsageError for unknown names and settings out of range.
-    """
-    backbones, arms = {}, []
-    for model in models:
-        label = str(model.model)
-        backbones[label] = _fields(model)
-        names = {
-            (adapt, objective): f"{label} {objective}" + (f" {adapt}" if adapts != ["full"] else "")
-            for adapt in adapts
-            for objective in objectives
-        }
-        for (adapt, objective), name in names.items():
-            plainer = [("lora", objective)] if adapt == "monolora" else []
-            plainer += [(adapt, "ce")] if objective == "nce" else []
-            baseline = next((names[other] for other in plainer if other in names), None)
-            probe = {"kind": "finetune", "objective": objective, "adapt": adapt, **settings}
-            arms.append({"name": name, "backbone": label, "probe": probe, "baseline": baseline})
-    fields = {
-        "backbones": backbones,
-        "arms": arms,
-        "scenarios": [
-            {"name": "label-noise", "rates": [0, 0.2, 0.4, 0.6, 0.8]},
-            {"name": "few-shot", "shots": [4, 8, 16], "repeats": 2},
-        ],
-    }
-    return _parse(fields, "the command", None)
-
-
-def changed(
-    recipe: Recipe,
-    *,
-    name: str | None = None,
-    models: Sequence[BackboneSpec] = (),
-    methods: Sequence[AdapterSpec] = (),
-    probe: ProbeSpec | None = None,
-    data: DataSpec | None = None,
-    target: DataSpec | Sequence[DataSpec] = (),
-    scenarios: Sequence[str] = (),
-    select_on: SelectOn | None = None,
-    seeds: int | None = None,
-    limit: int | None = None,
-    latents: bool = False,
-    zero_shot: bool = False,
-) -> Recipe:
-    """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
-
-    A `probe` is that of every arm but those that finetune; where the recipe's own is of its kind, that one's
-    settings stay.
-    """
-    fields: dict[str, Any] = {}
-    if name:
-        fields["name"] = name
-    if models:
-        fields |= {"models": tuple(models), "backbones": {}, "arms": (), "note": None,
-                   "methods": tuple(methods) or recipe.methods or (AdapterSpec(method="sae"),)}  # fmt: skip
-    elif methods and recipe.models:
-        fields["methods"] = tuple(methods)
-    elif methods:
-        fields["arms"] = _with_methods(recipe, tuple(methods))
-    if probe is not None:
-        fields["probe"] = recipe.probe if recipe.probe.kind == probe.kind else probe
-        arms = fields.get("arms", recipe.arms)
-        fields["arms"] = tuple(_probed(arm, fields["probe"]) for arm in arms)
-    fields["data"] = _limited(recipe.data, data or recipe.data, limit)
-    targets = (target,) if isinstance(target, DataSpec) else tuple(target)
-    fields["scenarios"] = tuple(_scenarios(recipe, fields["data"], targets, scenarios))
-    if data is not None and data.label != recipe.data.label and fields.get("note", recipe.note):
-        fields["note"] = f"This recipe is of {recipe.data.label}, and was run on {data.label}. {recipe.note}"
-    if targets and not {"ood", "ood-detection"} & {s.name for s in fields["scenarios"]}:
-        raise UsageError("--target is of the ood scenario: add --scenario ood.")
-    if select_on is not None:
-        fields["scenarios"] = _selected_on(fields["scenarios"], select_on)
-    kept = [c for c in recipe.family if c.scenario in [s.name for s in fields["scenarios"]]]
-    if models or methods:
-        kept = [c for c in kept if c.arm is None]  # those arms are no longer there
-    if len(kept) < len(recipe.family):
-        log.warning("The recipe's family loses what it says of arms and scenarios that are left out.")
-        fields["family"] = tuple(kept)
-    if seeds is not None:
-        fields["seeds"] = seeds
-    if latents:
-        fields["latents"] = True
-    if zero_shot:
-        fields["zero_shot"] = recipe.zero_shot or TextArms()
-    return _parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
-
-
-def _limited(own: DataSpec, data: DataSpec, limit: int | None) -> DataSpec:
-    """`data` with the limit that is given, or else with that of the recipe's own data."""
-    if limit is None and data.limit is None and own.limit is not None:
-        log.warning(
-            "At most %d images a split of %s, as the recipe says: change that with --limit.", own.limit, data.label
-        )
-        limit = own.limit
-    return data if limit is None else data.model_copy(update={"limit": limit})
-
-
-def _selected_on(scenarios: tuple[AnyScenario, ...], select_on: SelectOn) -> tuple[AnyScenario, ...]:
-    if not any(isinstance(s, LabelNoiseScenario) for s in scenarios):
-        raise UsageError("--select-on is of the label-noise scenario: add --scenario label-noise.")
-    return tuple(
-        s.model_copy(update={"select_on": select_on}) if isinstance(s, LabelNoiseScenario) else s
-        for s in scenarios
-    )
-
-
-def _probed(arm: Arm, probe: ProbeSpec) -> Arm:
-    """`arm` with the recipe's probe; one that reads class names or finetunes goes on doing so."""
-    if isinstance(arm.probe, WiSE):
-        return arm.model_copy(update={"probe": arm.probe.model_copy(update={"probe": probe})})
-    return arm.model_copy(update={"probe": None}) if arm.learner == "frozen" else arm
-
-
-def _plain(value: Any) -> Any:
-    return (
-        [_plain(v) for v in value]
-        if isinstance(value, tuple)
-        else _fields(value)
-        if isinstance(value, Spec)
-        else value
-    )
-
-
-def _fields(spec: Spec) -> dict[str, Any]:
-    return spec.model_dump(mode="json")
-
-
-def _with_methods(recipe: Recipe, methods: tuple[AdapterSpec, ...]) -> tuple[Arm, ...]:
-    """The recipe's raw arms, and the given methods with their controls on each of its backbones."""
-    arms = {arm.name: arm for arm in recipe.arms if arm.method == "identity" or arm.learner == "zero-shot"}
-    raw = [arm for arm in arms.values() if arm.is_raw]
-    if not raw:
-        raise UsageError(
-            "--method adds arms beside raw features, and no arm of the recipe has them: name a --model too."
-        )
-    for arm in raw:
-        arms |= {new.name: new for new in _expand(arm, methods) if new.name not in arms}
-    return tuple(
-        arm.model_copy(update={"controls": tuple(c for c in arm.controls if c in arms)}) for arm in arms.values()
-    )
-
-
-def _scenarios(
-    recipe: Recipe, data: DataSpec, targets: tuple[DataSpec, ...], names: Sequence[str]
-) -> Iterator[AnyScenario]:
-    listed: dict[str, AnyScenario] = {s.name: s for s in recipe.scenarios}
-    for name in names or listed:
-        if name not in SCENARIOS:
-            raise unknown("scenario", name, SCENARIOS)
-        scenario = listed[name] if name in listed else SCENARIOS[name]()
-        if isinstance(scenario, OutOfDomain):
-            if targets:
-                scenario = OutOfDomain(target=targets)
-            elif scenario.target is not None and data.name != recipe.data.name:
-                scenario = OutOfDomain()  # the target was for the recipe's own data
-        elif isinstance(scenario, OODDetection) and (targets or data.name != recipe.data.name):
-            if len(targets) > 1:
-                raise UsageError("The ood-detection scenario takes one --target: run it once for each.")
-            scenario = scenario.model_copy(update={"target": targets[0] if targets else None})
-        if isinstance(scenario, OutOfDomain | OODDetection) and not names:
-            domains = isinstance(scenario, OutOfDomain) and (scenario.leave_one_out or _has_domains(data))
-            if scenario.target is None and data.name not in DEFAULT_TARGETS and not domains:
-                log.warning("The %s scenario is left out: name the other set with --target DATA.", scenario.name)
-                continue
-        yield scenario
-
-
-def _has_domains(data: DataSpec) -> bool:
-    """Whether the data has domains to hold out; not looked up where that may mean to download it."""
-    return Path(data.name).expanduser().exists() and len(loaded(data).domains) > 1
-
-
-def recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with the tool (beside the package, or inside it once built)."""
-    package = Path(__file__).parents[1]
-    folder = next(
-        (f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes"
-    )
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as YAML 1.2 does; YAML 1.1 takes it for text unless there is a dot."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
-    """Read a recipe by name, by path, or from its fields.
-
-    Raises UsageError that names the file, the line and the nearest valid key.
-    """
-    if isinstance(source, Recipe):
-        return source
-    if isinstance(source, dict):
-        return _parse(source, "the recipe", None)
-    if not isinstance(source, str | Path):
-        raise UsageError(f"A recipe is a name, a file, or a dict of its fields, not {type(source).__name__}.")
-    path = Path(source).expanduser()
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-            raise UsageError(
-                f"There is no recipe file {path}: `monoeval list recipes` shows those that come with monoeval."
-            )
-        known = recipes()
-        if str(source) not in known:
-            raise unknown("recipe", str(source), known)
-        path = known[str(source)]
-    try:
-        text = path.read_text(encoding="utf-8")
-        fields, node = yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Could not read the recipe {path} ({error}).") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} is not a recipe: expected keys such as data, arms and scenarios.")
-    fields.pop("environment", None)  # a resolved recipe from a run folder can be run again
-    return _parse({"name": path.stem, **fields}, str(path), node)
-
-
-def _parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe:
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as invalid:
-        error = invalid.errors(include_url=False)[0]
-        loc = error["loc"]
-        field = str(error.get("ctx", {}).get("discriminator", "")).strip("'")  # by which a union is told apart
-        line = _line(node, (*loc, field))
-        where = f"{source}, line {line}" if line else source
-        shown = ".".join(str(part) for part in loc) or "recipe"
-        if error["type"] == "extra_forbidden":
-            fields_here = _fields_at(Recipe, loc[:-1])
-            near = nearest(str(loc[-1]), fields_here)
-            advice = f"did you mean {near!r}?" if near else f"the keys here are {', '.join(fields_here)}."
-            raise UsageError(f"{where}: there is no key {str(loc[-1])!r}: {advice}") from invalid
-        if error["type"] == "union_tag_invalid":
-            if error["ctx"]["tag"] in TEXT_PROBES:
-                raise UsageError(
-                    f"{where}: {error['ctx']['tag']} reads class names and is no probe of every arm: write "
-                    "zero_shot: true, or give it to one arm."
-                ) from invalid
-            known = ("probe", PROBES) if field == "kind" else ("scenario", SCENARIOS)
-            raise UsageError(f"{where}: {unknown(known[0], str(error['ctx']['tag']), known[1])}") from invalid
-        if error["type"] == "union_tag_not_found":
-            raise UsageError(f"{where}: a scenario needs a name, one of {', '.join(SCENARIOS)}.") from invalid
-        message = (
-            error["msg"]
-            .removeprefix("Value error, ")
-            .replace("tuple", "list")
-            .replace(" after validation", "")
-            .replace(" or object to extract fields from", "")
-        )
-        raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
-
-
-def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
-    """The line of the deepest part of `loc` that the file itself holds (pydantic adds tags of its own)."""
-    if node is None:
-        return None
-    line = int(node.start_mark.line) + 1
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(part)]
-            if found:
-                line, node = int(found[0][0].start_mark.line) + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = int(node.start_mark.line) + 1
-    return line
-
-
-def _fields_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that are valid at `loc`."""
-    models = [model]
-    for part in loc:
-        inner = [f.annotation for m in models for name, f in m.model_fields.items() if name == part]
-        tagged = [m for m in models if part in _tags(m)]
-        models = [m for annotation in inner for m in _models_in(annotation)] or tagged or models
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What tells `model` from others of its union: the name of a scenario, the kind of a probe."""
-    return tuple(
-        tag
-        for name in ("name", "kind")
-        for tag in get_args(getattr(model.model_fields.get(name), "annotation", None))
-    )
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]

@@ -21,7 +21,8 @@ from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
 from monoeval.suite.ledger import Ledger, Row, read_rows, readable, sidecars
 from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_images, tested_rows, transitions
-from monoeval.suite.recipe import Recipe, load_recipe
+from monoeval.suite.recipe import Recipe
+from monoeval.suite.recipe_files import load_recipe
 
 log = logging.getLogger("monoeval")
 LEARNERS = {

@@ -151,7 +151,7 @@ def test_a_small_study_from_the_command_line_to_its_report(tmp_path: Path) -> No
 
 def test_a_second_process_on_the_same_run_says_so_and_stops(tmp_path: Path) -> None:
     from monoeval.suite.ledger import Ledger
-    from monoeval.suite.recipe import load_recipe
+    from monoeval.suite.recipe_files import load_recipe
     from monoeval.suite.run import run_folder
 
     (tmp_path / "small.yaml").write_text(SMALL)

@@ -14,8 +14,9 @@ from monoeval.errors import UsageError
 from monoeval.scenarios.ood import OutOfDomain
 from monoeval.scenarios.subpopulation import Subpopulation
 from monoeval.suite import plan
+from monoeval.suite.changes import changed
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import changed, load_recipe
+from monoeval.suite.recipe_files import load_recipe
 
 PARITY = {str(digit): "odd" if digit % 2 else "even" for digit in range(10)}
 

@@ -10,7 +10,9 @@ import yaml
 
 from monoeval.__main__ import main
 from monoeval.errors import UsageError
-from monoeval.suite.recipe import Claim, changed, load_recipe
+from monoeval.suite.changes import changed
+from monoeval.suite.recipe import Claim
+from monoeval.suite.recipe_files import load_recipe
 
 STUDY: dict[str, Any] = {
     "name": "study",

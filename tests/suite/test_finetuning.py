@@ -20,8 +20,9 @@ from monoeval.errors import UsageError
 from monoeval.probes.problem import Problem
 from monoeval.probes.spec import Ridge
 from monoeval.report.summary import summarise
+from monoeval.suite.changes import changed, finetuning
 from monoeval.suite.forecast import forecast
-from monoeval.suite.recipe import changed, finetuning, load_recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.training.finetune import Finetuner, Training
 from monoeval.training.settings import FinetuneSpec

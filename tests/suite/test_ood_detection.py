@@ -16,8 +16,9 @@ from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.neighbours import distances_to_neighbour
 from monoeval.report.summary import summarise
 from monoeval.scenarios.ood_detection import OODDetection
+from monoeval.suite.changes import changed
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import changed, load_recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 
 SMALL: dict[str, Any] = {

@@ -12,9 +12,10 @@ from monoeval.cli.main import app
 from monoeval.data.images import DataSpec
 from monoeval.probes.spec import GCE
 from monoeval.suite import finetune, frozen
+from monoeval.suite.changes import changed
 from monoeval.suite.forecast import forecast
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import changed, load_recipe, recipes
+from monoeval.suite.recipe_files import load_recipe, recipes
 
 PAPERS = sorted(name for name in recipes() if name.startswith("paper-"))
 ONE_BY_ONE = ("paper-cifar100", "paper-cifar100-finetune", "paper-imagenet100", "paper-imagenet100-finetune")

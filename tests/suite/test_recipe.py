@@ -10,7 +10,9 @@ from monoeval.data.images import DataSpec
 from monoeval.errors import UsageError
 from monoeval.probes.spec import GCE, KNN, SCE, Logistic
 from monoeval.scenarios import SCENARIOS
-from monoeval.suite.recipe import Recipe, changed, load_recipe, recipes
+from monoeval.suite.changes import changed
+from monoeval.suite.recipe import Recipe
+from monoeval.suite.recipe_files import load_recipe, recipes
 
 SMALL = {"name": "small", "models": ["resnet18"], "methods": ["sae"], "scenarios": ["clean"]}
 

@@ -18,7 +18,7 @@ from monoeval.probes.spec import PROBES
 from monoeval.suite.forecast import forecast
 from monoeval.suite.ledger import Row, read_rows
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import load_recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import run
 
 TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}
@@ -202,7 +202,7 @@ def _nan_probes(codes: Any, problems: Any, n_classes: int, *_: Any, **__: Any) -
 
 def test_what_changes_the_features_changes_the_key() -> None:
     from monoeval.suite.plan import make_plan
-    from monoeval.suite.recipe import load_recipe
+    from monoeval.suite.recipe_files import load_recipe
 
     def keys(backbone: dict[str, Any], **arm: Any) -> set[str]:
         small = {

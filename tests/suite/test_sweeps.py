@@ -17,7 +17,7 @@ from monoeval.probes.problem import LinearProbes
 from monoeval.report.summary import summarise
 from monoeval.suite import measures
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import load_recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import run
 
 SAE = {"width": 32, "steps": 5}

@@ -14,10 +14,11 @@ from monoeval.data.load import load_data
 from monoeval.errors import UsageError
 from monoeval.keys import key
 from monoeval.scenarios.trial import Fit, LabelNoise, Shots
+from monoeval.suite.changes import changed
 from monoeval.suite.frozen import problem_of
 from monoeval.suite.ledger import Row
 from monoeval.suite.plan import make_plan, training_labels, transitions
-from monoeval.suite.recipe import changed, load_recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import run
 
 TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}

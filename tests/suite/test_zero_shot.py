@@ -19,8 +19,10 @@ from monoeval.data.splits import stratified_limit
 from monoeval.errors import UsageError
 from monoeval.probes.problem import Choice, LinearProbes
 from monoeval.probes.spec import WiSE, ZeroShot
+from monoeval.suite.changes import changed
 from monoeval.suite.plan import make_plan
-from monoeval.suite.recipe import Recipe, changed, load_recipe
+from monoeval.suite.recipe import Recipe
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.suite.zero_shot import averaged
 
