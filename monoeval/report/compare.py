@@ -135,6 +135,8 @@ def _comparison(
         notes.append("conditional on one backbone")
     if gain.units == 1:
         notes.append("one seed: test rows only")
+    elif gain.units == 2 and gain.varied:
+        notes.append("two seeds: 95 % intervals may hold as little as 87 %, so run three or more")
     elif gain.units and not gain.varied:
         notes.append("nothing is drawn: test rows only")
     kind, sentence = ("control", "") if is_control else _judge(scores, name, gain, controls, one_pair)

@@ -423,3 +423,14 @@ def test_a_cause_in_a_single_seed_speaks_of_no_seeds(run_folder: Make) -> None:
     comparison = next(c for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae")
     assert " Its latents are more monosemantic than every control's: top-20" in comparison.sentence
     assert "seed" not in comparison.sentence
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(2, True), (3, False)])
+def test_two_seeds_are_called_too_few(run_folder: Callable[..., RunFolder], seeds: int, said: bool) -> None:
+    run = run_folder([ARMS[0], {**ARMS[2], "controls": []}], ["clean"], seeds=seeds)
+    run.test("t", [str(i) for i in range(50)], np.arange(50) % 10)
+    run.score("raw", np.arange(50) < 30)
+    for seed in range(seeds):
+        run.score("sae", np.arange(50) < 40 + seed, adapter_seed=seed)
+    (comparison,) = summarise(run.folder).tables[0].comparisons
+    assert any(note.startswith("two seeds: 95 % intervals may hold") for note in comparison.notes) == said
