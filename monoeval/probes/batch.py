@@ -92,15 +92,9 @@ def batches(
         together = max(1, min(GATHERED // (longest * min(longest, width)), fitting))
         for i in range(0, len(groups), together):
             some = groups[i : i + together]
-            places = [_places(problems[group[0]]) for group in some]
+            places = [problems[group[0]].places for group in some]
             rows = _row_space(codes, places, [len(problems[group[0]].rows) for group in some])
             yield _batch(rows, places, problems, some, n_fits, balanced, whole=False)
-
-
-def _places(problem: Problem) -> Ints:
-    """The rows of a problem, those it is fitted on first."""
-    given = problem.validation_rows
-    return problem.rows if given is None else np.concatenate([problem.rows, given])
 
 
 def _row_space(codes: TrainingCodes, places: list[Ints], fitted: list[int]) -> RowSpace:

@@ -25,6 +25,12 @@ class Problem:
     groups: Ints | None = None  # [n] rows that stay in one fold
     selection_labels: Ints | None = None  # [n] by which rows that a fold left out are judged; None: `labels`
 
+    @property
+    def places(self) -> Ints:
+        """All rows that are needed: those it is fitted on first, then those given for validation."""
+        held = self.validation_rows
+        return self.rows if held is None else np.concatenate([self.rows, held])
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -19,7 +19,7 @@ from monoeval.progress import bar
 from monoeval.scenarios.trial import Trial
 from monoeval.suite.frozen import backbone_of, located, problem_of
 from monoeval.suite.plan import Group, load, scored_classes, test_images, tested_rows
-from monoeval.suite.score import Score, joined, predicted, row_of, scored, told_apart
+from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
 from monoeval.training.finetune import Finetuner
 from monoeval.training.settings import FinetuneSpec
 
@@ -44,7 +44,7 @@ def score(group: Group, device: str) -> list[Score]:
     for position, trial in enumerate(group.trials):
         by_fit.setdefault(trial.fit.model_dump_json(), []).append(position)
     problems = [problem_of(group.trials[positions[0]]) for positions in by_fit.values()]
-    used = np.unique(np.concatenate([_all_rows(p.rows, p.validation_rows) for p in problems]))
+    used = np.unique(np.concatenate([p.places for p in problems]))
     size = backbone.preprocess.image_size
     with enough_memory(f"{len(used)} training images of {size} pixels", "give a smaller --limit or --image-size"):
         pixels = np.empty((len(used), size, size, 3), np.uint8)
@@ -85,15 +85,7 @@ def score(group: Group, device: str) -> list[Score]:
                 row = row_of(group, position, backbone, choice, report)
                 done[position] = scored(row, trial, joined(parts or empty), broken, labels)
             advance(1)
-    seconds = (time.perf_counter() - started) / len(group.trials)
-    return [
-        Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
-        for s in told_apart([done[i] for i in range(len(group.trials))])
-    ]
-
-
-def _all_rows(rows: Ints, validation: Ints | None) -> Ints:
-    return rows if validation is None else np.concatenate([rows, validation])
+    return finished(done, started)
 
 
 def _among(used: Ints, problem: Problem) -> Problem:

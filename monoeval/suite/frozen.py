@@ -49,7 +49,7 @@ from monoeval.suite.plan import (
     test_images,
     tested_rows,
 )
-from monoeval.suite.score import Score, joined, predicted, row_of, scored, told_apart
+from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
 from monoeval.training.pretrain import pretrain
 
 log = logging.getLogger("monoeval")
@@ -111,11 +111,7 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
             row = row_of(group, position, backbone, candidate.probes.choices[probe], reports[chosen])
             row = row.model_copy(update=about)
             done[position] = scored(row, trial, predictions, broken, labels)
-    seconds = (time.perf_counter() - started) / len(group.trials)
-    return [
-        Score(s.row.model_copy(update={"seconds": seconds}), s.trial, s.predictions)
-        for s in told_apart([done[i] for i in range(len(group.trials))])
-    ]
+    return finished(done, started)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What every learner gives: rows of the ledger with the predictions they summarise."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -100,6 +101,15 @@ def scored(row: Row, trial: Trial, predictions: Predictions, broken: int, labels
             predictions.log_loss, predictions.max_softmax, correct, predictions.tempered, fold
         )
     return Score(row.model_copy(update=outcome), trial, predictions)
+
+
+def finished(done: Mapping[int, Score], started: float) -> list[Score]:
+    """The scores of a group by their place in it, in order, with their share of the time since `started`."""
+    seconds = (time.perf_counter() - started) / len(done)
+    return [
+        replace(score, row=score.row.model_copy(update={"seconds": seconds}))
+        for score in told_apart([done[place] for place in range(len(done))])
+    ]
 
 
 def told_apart(scores: Sequence[Score]) -> list[Score]:

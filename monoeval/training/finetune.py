@@ -93,13 +93,13 @@ class Finetuner:
         self.frozen = [m for m in (getattr(module, "projector", None),) if isinstance(m, nn.Module)]
         for part in self.frozen:
             part.requires_grad_(False)
-        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in _moments(network))
-        self.mean, self.std = mean, std
+        colours = network.preprocess.mean, network.preprocess.std
+        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in colours)
         module.to(device).eval()
         with torch.no_grad():
             width = network.features(self._normal(self.pixels[:2].float() / 255)).shape[1]
         self.model = Classifier(network, width, n_classes, spec.objective == "nce").to(device)
-        self.start = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.start = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.autocast: Callable[[], AbstractContextManager[object]] = (
             (lambda: torch.autocast(device.type, torch.bfloat16)) if bfloat16 else nullcontext
         )
@@ -153,7 +153,7 @@ class Finetuner:
 
     def _trained(self, problem: Problem, rate: float, seed: int) -> float:
         spec, model = self.spec, self.model
-        model.load_state_dict(self.start)
+        model.backbone.load_state_dict(self.start)
         for layer in self.layers:
             layer.draw()
         nn.init.zeros_(model.head.weight)
@@ -225,7 +225,3 @@ class Finetuner:
 
     def _normal(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
-
-
-def _moments(network: Network) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return network.preprocess.mean, network.preprocess.std
