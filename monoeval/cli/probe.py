@@ -16,6 +16,8 @@ def probe(
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
+    domain_column: o.DomainColumn = None,
+    domains: o.Domains = None,
     split: o.Split = None,
     weights: o.Weights = "pretrained",
     layer: o.Layer = None,
@@ -37,7 +39,7 @@ def probe(
     models = o.split_commas(model)
     if not models:
         raise UsageError("Which backbone? Name one with --model, for example `monoeval probe --model vit_b16`.")
-    spec = o.data_spec(data, image_column, label_column, split)
+    spec = o.data_spec(data, image_column, label_column, split, domain_column, domains)
     assert spec is not None
     study = Recipe(
         name="+".join(o.short(m) for m in models),
