@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from monoeval.data.images import DataSpec, ImageSet, Ints
 from monoeval.data.label_noise import some
-from monoeval.data.load import load_data
+from monoeval.data.load import training_rows
 from monoeval.errors import UsageError, nearest
 
 
@@ -27,7 +27,7 @@ def from_file(path: Path, spec: DataSpec, train: ImageSet) -> Ints:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"The labels in {path} cannot be read ({reason}): check the path of file.") from error
     table = [row for row in csv.reader(lines) if row] if path.suffix.lower() == ".csv" else []
-    everyone = _all_rows(spec)
+    everyone = training_rows(spec)
     if table and len(table[0]) > 1:
         words = _by_id(table, everyone.ids.tolist(), path)
     else:
@@ -58,26 +58,21 @@ def _by_id(table: list[list[str]], ids: list[str], path: Path) -> list[str]:
 def from_column(column: str, spec: DataSpec, train: ImageSet) -> Ints:
     """Labels [N] of the rows of `train`, the training set of `spec`, from another label column of its table.
 
-    Classes are matched by name. Raises UsageError where there is no such column or it has classes of its own.
+    The test split need not have that column. Classes are matched by name. Raises UsageError where there is no such
+    column or it has classes of its own.
     """
     try:
-        other = _all_rows(spec.model_copy(update={"label_column": column}))
+        other = training_rows(spec.model_copy(update={"label_column": column}))
     except UsageError as error:
         words = str(error).replace("for --label-column", "for label noise")
         raise UsageError(f"Label noise from the column {column!r}: {words}") from error
-    if other.fingerprint == _all_rows(spec).fingerprint:
+    if other.fingerprint == training_rows(spec).fingerprint:
         raise UsageError(
             f"Label noise from the column {column!r}: {spec.label} has no label column beside its own: use file, "
             "or data in a table."
         )
     given = other.labels[_rows_of(train.ids, other.ids)]
     return _positions([other.class_names[i] for i in given], train.class_names, f"The column {column!r}")
-
-
-def _all_rows(spec: DataSpec) -> ImageSet:
-    """All training rows before a limit; of a source with one split, all rows."""
-    data = load_data(spec.model_copy(update={"limit": None}))
-    return data.whole or data.train
 
 
 def _rows_of(ids: NDArray[np.str_], everyone: NDArray[np.str_]) -> Ints:

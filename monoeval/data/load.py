@@ -67,17 +67,27 @@ def load_data(spec: DataSpec) -> Data:
     Classes are matched by name; those without a row in either split are left out, with a warning.
     Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels.
     """
-    if spec.name in REFUSED:
-        raise UsageError(f"{REFUSED[spec.name]}: uninstall one of the two packages.")
-    if spec.name in LOADERS:
-        data = loaders.load(LOADERS[spec.name], spec)
-    else:
-        data = _embedded(spec) if spec.name in EMBEDDED else _found(spec)
+    data = _ready(spec) or _found(spec)
     if spec.hierarchy is not None:
-        data = _changed(data, partial(to_superclasses, hierarchy=spec.hierarchy, kept=spec.subclasses))
+        data = _changed(data, _superclasses(spec))
     elif spec.subclasses is not None:
         raise UsageError("Subclasses are of a hierarchy: name it with `hierarchy:`, for example cifar100.")
     return data if spec.limit is None else _changed(data, partial(_limited, limit=spec.limit))
+
+
+def training_rows(spec: DataSpec) -> ImageSet:
+    """All training rows of `spec` before its limit; all rows of a source with one split.
+
+    Of a table or a folder the test split is not looked at, so it may lack a column that only training rows have.
+    Raises as `load_data` does.
+    """
+    data = _ready(spec)
+    if data is not None:
+        rows = data.whole or data.train
+    else:
+        name, train, _ = _chosen(spec)
+        rows = _image_set(name, train, _class_names(name, train, None))
+    return rows if spec.hierarchy is None else _superclasses(spec)(rows)
 
 
 @cache
@@ -94,6 +104,20 @@ def source_of(spec: DataSpec) -> str:
     """What two specifications have in common that read one folder or one set of the hub, however they name it."""
     path = Path(spec.name).expanduser()
     return str(path.resolve()) if path.exists() else ALIASES.get(spec.name, spec.name)
+
+
+def _ready(spec: DataSpec) -> Data | None:
+    """The data of `spec` where no folder or table is to be read for it."""
+    if spec.name in REFUSED:
+        raise UsageError(f"{REFUSED[spec.name]}: uninstall one of the two packages.")
+    if spec.name in LOADERS:
+        return loaders.load(LOADERS[spec.name], spec)
+    return _embedded(spec) if spec.name in EMBEDDED else None
+
+
+def _superclasses(spec: DataSpec) -> Callable[[ImageSet], ImageSet]:
+    assert spec.hierarchy is not None
+    return partial(to_superclasses, hierarchy=spec.hierarchy, kept=spec.subclasses)
 
 
 def _changed(data: Data, change: Callable[[ImageSet], ImageSet]) -> Data:
@@ -113,11 +137,17 @@ def _embedded(spec: DataSpec) -> Data:
     return EMBEDDED[spec.name]()
 
 
-def _found(spec: DataSpec) -> Data:
+def _chosen(spec: DataSpec) -> tuple[str, Source, Callable[[], Source | None]]:
+    """The name of a folder or table, its training split in the domains asked for, and what reads the other."""
     name, splits = _splits(spec)
-    chosen = _choose(name, _domains_together(name, splits, spec), spec)
-    train, test = (source and _of_domains(name, source, spec.domains) for source in chosen)
-    assert train is not None
+    train, read_test = _choose(name, _domains_together(name, splits, spec), spec)
+    return name, _of_domains(name, train, spec.domains), read_test
+
+
+def _found(spec: DataSpec) -> Data:
+    name, train, read_test = _chosen(spec)
+    source = read_test()
+    test = None if source is None else _of_domains(name, source, spec.domains)
     names = _class_names(name, train, test)
     train_set = _image_set(name, train, names)
     if test is not None:
@@ -209,8 +239,8 @@ def _folder_splits(path: Path, spec: DataSpec) -> Splits:
     return folder_splits(path, spec)
 
 
-def _choose(name: str, splits: Splits, spec: DataSpec) -> tuple[Source, Source | None]:
-    """The training and the test split; no test split where the training one is to be divided."""
+def _choose(name: str, splits: Splits, spec: DataSpec) -> tuple[Source, Callable[[], Source | None]]:
+    """The training split, and what reads the test split: none where the training one is to be divided."""
     listed = ", ".join(sorted(splits))
     for asked in (spec.train_split, spec.test_split):
         if asked is not None and asked not in splits:
@@ -226,16 +256,19 @@ def _choose(name: str, splits: Splits, spec: DataSpec) -> tuple[Source, Source |
             f"for example --split {min(splits)}."
         )
     train = _labelled(name, trains[0], splits[trains[0]]())
-    if spec.test_split is not None:
-        same = spec.test_split == trains[0]
-        return train, None if same else _labelled(name, spec.test_split, splits[spec.test_split]())
-    candidates = [s for s in TEST_NAMES if s in splits and s != trains[0]]
+    return train, partial(_test_split, name, splits, spec.test_split, trains[0])
+
+
+def _test_split(name: str, splits: Splits, asked: str | None, train: str) -> Source | None:
+    if asked is not None:
+        return None if asked == train else _labelled(name, asked, splits[asked]())
+    candidates = [s for s in TEST_NAMES if s in splits and s != train]
     for number, candidate in enumerate(candidates):
         source = splits[candidate]()
         if number < len(candidates) - 1 and len(source.labels) and (source.labels < 0).all():
             continue  # benchmarks keep the labels of their test split; validation is then what is scored
-        return train, _labelled(name, candidate, source)
-    return train, None
+        return _labelled(name, candidate, source)
+    return None
 
 
 def _labelled(name: str, split: str, source: Source) -> Source:

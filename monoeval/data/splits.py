@@ -43,8 +43,7 @@ def shots(
         if len(rows) < shots + validation:
             raise UsageError(
                 f"Class {name!r} has {len(rows)} training rows, and {shots} shots with {validation} validation "
-                f"rows need {shots + validation}: add images, or ask for fewer shots in a recipe, for example "
-                "{name: few-shot, shots: [1, 2]}."
+                f"rows need {shots + validation}: add images, or ask for fewer shots."
             )
         rows = _shuffled(rows, name, draw, repeat)
         train.append(rows[:shots])

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from monoeval.data.images import DataSpec
+from monoeval.data.images import DataSpec, ImageSet
+from monoeval.errors import UsageError
 from monoeval.scenarios.trial import Fit, Share, Shots, TestSet, Trial
 from monoeval.spec import Spec
 
@@ -32,12 +34,36 @@ class FewShot(Spec):
         return self
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:
+        self._check_rows(data)
         for repeat in range(self.repeats):
             for k in self.shots:
-                rows = Shots(shots=k, validation=min(k, 4), draw=seed, repeat=repeat)
+                rows = Shots(shots=k, validation=_validation(k), draw=seed, repeat=repeat)
                 yield self._trial(data, "shots", k, rows)
             for share in self.shares:
                 yield self._trial(data, "share", share, Share(share=share, draw=seed, repeat=repeat))
+
+    def _check_rows(self, data: DataSpec) -> None:
+        """Raise UsageError, naming a limit or shots that would do, where a class has too few rows."""
+        # not above: it finds data sets of other packages, whose modules may import what scenarios are made of
+        from monoeval.data.load import loaded
+
+        train = loaded(data).train
+        fewest, name = _smallest_class(train)
+        need = max((k + _validation(k) for k in self.shots), default=0)
+        if fewest >= need:
+            return
+        fitting = [k for k in self.shots if k + _validation(k) <= fewest] or ([1] if fewest >= 2 else [])
+        ways = []
+        if data.limit is not None:
+            whole = loaded(data.model_copy(update={"limit": None})).train
+            if _smallest_class(whole)[0] >= need:
+                ways.append(f"--limit {need * len(whole.class_names)}")  # a limit takes rows of each class in turn
+        if fitting:
+            ways.append(f"in a recipe {{name: few-shot, shots: {fitting}}}")
+        raise UsageError(
+            f"{max(self.shots)} shots need {need} training rows of each class, validation rows among them, and "
+            f"class {name!r} of {data.label} has {fewest}: give {', or '.join(ways or ['it more images'])}."
+        )
 
     def _trial(self, data: DataSpec, series: str, level: float, rows: Shots | Share) -> Trial:
         return Trial(
@@ -51,3 +77,14 @@ class FewShot(Spec):
             draw=rows.draw,
             repeat=rows.repeat,
         )
+
+
+def _validation(shots: int) -> int:
+    """Rows of each class that the L2 is tuned on, beside `shots` fitted ones."""
+    return min(shots, 4)
+
+
+def _smallest_class(train: ImageSet) -> tuple[int, str]:
+    """How many rows the smallest class has, and which one that is."""
+    sizes = np.bincount(train.labels, minlength=len(train.class_names))
+    return int(sizes.min()), train.class_names[int(sizes.argmin())]
