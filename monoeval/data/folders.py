@@ -52,12 +52,14 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
         splits = inside
     elif not any(name.lower() in SPLIT_FOLDERS[:2] for name in splits):
         domains = _domains(root, inside)
+        if not domains and len(splits) == len(inside) == 1:
+            return {splits[0]: partial(class_folders, root, splits[0])}  # a test split alone, as of a target
         if not domains:
-            return {"": partial(_source, root, "")}
+            return {"": partial(class_folders, root)}
         if spec.domains is None:
             _say_domains(str(root), ", ".join(domains))
         splits = domains
-    return {name: partial(_source, root, name) for name in splits}
+    return {name: partial(class_folders, root, name) for name in splits}
 
 
 def _domains(root: Path, inside: list[str]) -> list[str]:
@@ -86,7 +88,8 @@ def _folders(root: Path) -> list[str]:
         raise UsageError(f"{root} cannot be read ({error.strerror}): make it readable, then run again.") from error
 
 
-def _source(root: Path, split: str) -> Source:
+def class_folders(root: Path, split: str = "") -> Source:
+    """The images under `root`/`split`, one folder a class; raises UsageError where there is none."""
     folder = root / split
     names: list[str] = []
     labels: list[int] = []

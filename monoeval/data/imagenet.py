@@ -10,16 +10,21 @@ from pathlib import Path
 from monoeval.errors import MonoevalError
 
 
-def same_classes(source: Sequence[str], target: Sequence[str]) -> Mapping[str, str]:
-    """Class of `target` → the class of `source` that is the same one, for those that have one.
+def same_classes(source: Sequence[str], target: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """Class of `target` → the classes of `source` that are the same one, for those that have any.
 
-    By name; where one side has WordNet ids (n01440764), or ImageNet's 1,000 positions 0 … 999, and the other side
-    does not, by the WordNet id of each ImageNet class. Words that two of its classes share name neither.
+    By name; where a side has WordNet ids (n01440764), or one alone has ImageNet's 1,000 positions 0 … 999, by the
+    WordNet id of each ImageNet class. Words that two of its classes share name neither. A class may cover several:
+    its name is then their ids with + between (n02708093+n03196217).
     """
-    if _notation(source) == _notation(target):
-        return {name: name for name in target if name in set(source)}
-    of_source = {identity: name for name, identity in _wordnet_ids(source).items()}
-    return {name: of_source[i] for name, i in _wordnet_ids(target).items() if i in of_source}
+    if _notation(source) == _notation(target) != "wordnet":
+        return {name: (name,) for name in target if name in set(source)}
+    of_source = {identity: name for name, ids in _wordnet_ids(source).items() for identity in ids}
+    found = {
+        name: tuple(dict.fromkeys(of_source[i] for i in ids if i in of_source))
+        for name, ids in _wordnet_ids(target).items()
+    }
+    return {name: same for name, same in found.items() if same}
 
 
 def in_words(names: Sequence[str]) -> tuple[str, ...]:
@@ -27,24 +32,24 @@ def in_words(names: Sequence[str]) -> tuple[str, ...]:
     if _notation(names) == "words":
         return tuple(names)
     ids, words = _wordnet_ids(names), _words()
-    return tuple(words.get(ids[name], name) for name in names)
+    return tuple(" or ".join(words.get(i, i) for i in ids[name]) for name in names)
 
 
 def _notation(names: Sequence[str]) -> str:
-    if all(re.fullmatch(r"n\d{8}", name) for name in names):
+    if all(re.fullmatch(r"n\d{8}(\+n\d{8})*", name) for name in names):
         return "wordnet"
     return "position" if set(names) == set(map(str, range(1000))) else "words"
 
 
-def _wordnet_ids(names: Sequence[str]) -> dict[str, str]:
-    """The WordNet id of each of `names` that is one, or names a class of ImageNet."""
+def _wordnet_ids(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The WordNet ids of each of `names` that is made of them, or names a class of ImageNet."""
     notation = _notation(names)
     if notation == "wordnet":
-        return {name: name for name in names}
+        return {name: tuple(name.split("+")) for name in names}
     ids, words = _table()
     if notation == "position":
-        return {name: ids[int(name)] for name in names}
-    return {name: words[name] for name in names if name in words}
+        return {name: (ids[int(name)],) for name in names}
+    return {name: (words[name],) for name in names if name in words}
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monoeval.data import loaders
+from monoeval.data import cifar101, loaders, objectnet
 from monoeval.data.embedded import EMBEDDED
 from monoeval.data.images import Data, DataSpec, ImageSet
 from monoeval.data.source import Source, Splits, together
@@ -39,17 +39,34 @@ ALIASES = {
 }
 """Short names for hub ids; `owner/name:configuration` where a data set has several."""
 
+PUBLISHED = {
+    "objectnet": "ObjectNet is read from its own folder: unpack objectnet-1.0.zip from objectnet.dev and name the "
+    "folder with images and mappings in it, for example --target ./objectnet-1.0.",
+    "stylized-imagenet": "Stylized-ImageNet is made from ImageNet by its authors' code "
+    "(github.com/rgeirhos/Stylized-ImageNet): name the folder of WordNet folders that it wrote, for example "
+    "--target ./stylized-imagenet/val.",
+    "cifar10.1": f"CIFAR-10.1 is two files: put {cifar101.PIXELS} and {cifar101.LABELS} "
+    "(github.com/modestyachts/CIFAR-10.1) in a folder and name it, for example --target ./cifar10.1.",
+    **{
+        name: f"{name} is corrupted copies of a test set: unpack it and name its folder in a recipe, "
+        f"{{name: corruption, official: ./{name}}}, with {clean} as data."
+        for name, clean in (("cifar10-c", "cifar10"), ("cifar100-c", "cifar100"), ("imagenet-c", "imagenet-1k"))
+    },
+}
+"""Data sets that are read as they were published, from a folder, as the hub has no copy known to be whole: how."""
+
 DATASETS: dict[str, str] = {
     "digits": "handwritten digits, 8 × 8, 10 classes, embedded (scikit-learn)",
     "digits-printed": "printed digits, 8 × 8, 10 classes, embedded: an ood target for digits",
     **{name: f"hub: {hub}" for name, hub in ALIASES.items()},
+    **{name: how.rstrip(".") for name, how in PUBLISHED.items()},
     "OWNER/NAME[:CONFIGURATION]": "a data set of the Hugging Face hub with an image and a label column",
     "./FOLDER": "images in class folders (train/cat/1.jpg or cat/1.jpg), parquet, or a saved `datasets` folder; "
     "a folder or a parquet file a domain (photo/cat/1.jpg)",
 }
 """What `monoeval list data` shows: a name to type and one line about it."""
 
-LOADERS, REFUSED = loaders.collect(entry_points(group=loaders.GROUP), (*EMBEDDED, *ALIASES))
+LOADERS, REFUSED = loaders.collect(entry_points(group=loaders.GROUP), (*EMBEDDED, *ALIASES, *PUBLISHED))
 """The data sets of other packages, and why names that two packages claim cannot be used."""
 
 TRAIN_NAMES = ("train", "training")
@@ -203,9 +220,11 @@ def _splits(spec: DataSpec) -> tuple[str, Splits]:
         raise UsageError(f"The data {spec.name!r} cannot be read ({error}): check the path.") from error
     if is_folder:
         return path.resolve().name, _folder_splits(path, spec)
+    if spec.name in PUBLISHED:
+        raise UsageError(PUBLISHED[spec.name])
     hub = ALIASES.get(spec.name, spec.name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", hub):
-        near = nearest(spec.name, [*EMBEDDED, *ALIASES, *LOADERS])
+        near = nearest(spec.name, [*EMBEDDED, *ALIASES, *PUBLISHED, *LOADERS])
         advice = f"did you mean {near!r}?" if near else "`monoeval list data` shows the names."
         raise UsageError(
             f"There is no data set named {spec.name!r}: {advice} A folder is written as ./{spec.name.lstrip('/')}."
@@ -234,6 +253,15 @@ def _folder_splits(path: Path, spec: DataSpec) -> Splits:
         from monoeval.data.tables import parquet_splits
 
         return parquet_splits(path, spec)
+    if (images := objectnet.images_folder(path)) is not None:
+        return objectnet.objectnet_splits(images)
+    if (path / cifar101.PIXELS).exists() or (path / cifar101.LABELS).exists():
+        return cifar101.cifar101_splits(path)
+    if (path / "labels.npy").exists():
+        raise UsageError(
+            f"{path} holds corrupted copies of a test set: name it in a recipe, {{name: corruption, official: "
+            f"{path}}}, with the clean set as data."
+        )
     from monoeval.data.folders import folder_splits
 
     return folder_splits(path, spec)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from monoeval.data.arrays import array, mapped, row_of
 from monoeval.data.corruptions import Table
 from monoeval.data.decode import to_rgb
 from monoeval.data.fingerprint import file_keys
@@ -72,7 +72,7 @@ def official_images(clean: ImageSet, official: Official) -> ImageSet:
 
 def _from_arrays(clean: ImageSet, official: Official, root: Path) -> ImageSet:
     path = root / f"{official.kind}.npy"
-    pixels, labels = _mapped(str(path.resolve())), _array(root / "labels.npy")
+    pixels, labels = mapped(str(path.resolve())), array(root / "labels.npy")
     size = len(labels) // SEVERITIES
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != SEVERITIES * size:
         raise MonoevalError(
@@ -143,22 +143,8 @@ def _row_numbers(clean: ImageSet) -> Ints | None:
     return np.array(numbers, dtype=np.int64) if len(numbers) == len(found) else None
 
 
-def _array(path: Path) -> NDArray[np.generic]:
-    """An array on disk, of which only what is looked at is read."""
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MonoevalError(f"{path} cannot be read as an array ({error}): download it again.") from error
-    return array
-
-
-@lru_cache(maxsize=64)
-def _mapped(path: str) -> NDArray[np.generic]:
-    return _array(Path(path))
-
-
 def _row(path: str, rows: Ints, row: int) -> Image:
-    return np.array(_mapped(path)[rows[row]], dtype=np.uint8)
+    return row_of(path, int(rows[row]))
 
 
 def _file(root: str, names: tuple[str, ...], row: int) -> Image:

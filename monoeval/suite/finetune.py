@@ -18,7 +18,7 @@ from monoeval.probes.problem import Choice, Problem
 from monoeval.progress import bar
 from monoeval.scenarios.trial import Trial
 from monoeval.suite.frozen import backbone_of, located, problem_of
-from monoeval.suite.plan import Group, load, scored_classes, test_images, tested_rows
+from monoeval.suite.plan import Group, counts_as, load, test_images, tested_rows
 from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
 from monoeval.training.finetune import Finetuner
 from monoeval.training.settings import FinetuneSpec
@@ -75,10 +75,11 @@ def score(group: Group, device: str) -> list[Score]:
             for position in positions:
                 trial = group.trials[position]
                 rows, labels = tested_rows(trial)
-                classes, parts, broken = np.setdiff1d(scored_classes(trial), unseen), [], 0
+                counts, parts, broken = counts_as(trial), [], 0
+                counts[unseen] = -1
                 for at, batch in _tested(trial, rows, backbone.preprocess):
                     logits_nc = finetuner.logits(batch).numpy()
-                    made, bad = predicted(logits_nc, labels[at], classes)
+                    made, bad = predicted(logits_nc, labels[at], counts)
                     parts.append(made)
                     broken += bad
                 empty = [predicted(np.empty((0, 2)), labels[:0], np.arange(2))[0]]

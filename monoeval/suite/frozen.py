@@ -43,9 +43,9 @@ from monoeval.suite.plan import (
     Group,
     backbone_identity,
     codes_identity,
+    counts_as,
     fitted_rows,
     load,
-    scored_classes,
     test_images,
     tested_rows,
 )
@@ -99,7 +99,7 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
         }
         # what several series show, as level 0, is predicted once
         members = list(dict.fromkeys(probe_of[p] for p in positions))
-        outcomes = _predict(codes, rows, labels, candidate.probes, members, scored_classes(first))
+        outcomes = _predict(codes, rows, labels, candidate.probes, members, counts_as(first))
         outcome_of = dict(zip(members, outcomes, strict=True))
         for position in positions:
             trial, probe = group.trials[position], probe_of[position]
@@ -304,12 +304,12 @@ def problem_of(trial: Trial) -> Problem:
 
 
 def _predict(
-    codes: Codes, rows: Ints, labels: Ints, probes: Probes, members: Sequence[int], classes: Ints
+    codes: Codes, rows: Ints, labels: Ints, probes: Probes, members: Sequence[int], counts: Ints
 ) -> list[tuple[Predictions, int]]:
     """The predictions [n] of some of the probes, and how many rows have scores that are not numbers.
 
-    Only `classes` can be predicted. Logits are dropped chunk by chunk: those of all probes for all rows
-    would be the largest thing in memory.
+    `counts` is what each class counts as (`plan.counts_as`). Logits are dropped chunk by chunk: those of all
+    probes for all rows would be the largest thing in memory.
     """
     parts: list[list[RowScores]] = [[] for _ in members]
     broken = [0] * len(members)
@@ -319,7 +319,7 @@ def _predict(
         true = labels[at : at + len(logits_npc)]
         at += len(true)
         for p in range(len(members)):
-            made, bad = predicted(logits_npc[:, p], true, classes)
+            made, bad = predicted(logits_npc[:, p], true, counts)
             broken[p] += bad
             parts[p].append(made)
     empty = [row_scores(np.empty((0, 2)), labels[:0])]

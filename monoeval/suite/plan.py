@@ -1,7 +1,7 @@
 """From a recipe to the scores that are to be made, each with its key. No torch, no images decoded."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -227,6 +227,9 @@ def _keys(group: Group) -> tuple[str, ...]:
             fields["corruptions"] = CORRUPTIONS_VERSION
         if trial.test.shared_with is not None:
             fields["series"] = shared_classes(trial)
+            counts = counts_as(trial)
+            if (counts >= 0).sum() > len(np.unique(counts[counts >= 0])):
+                fields["counts_as"] = counts.tolist()
         if trial.fit.labels is not None and trial.fit.labels.kind == "human":
             fields["fit"]["labels"] |= {"file": None, "column": None, "given": training_labels(trial).tolist()}
         keys.append(key({**shared, "trial": fields, "test": test_images(trial.test).fingerprint}))
@@ -280,7 +283,7 @@ def check(trial: Trial) -> None:
         also = same_classes(source, target)
         for here, alone in (
             (trial.data, [name for name in source if name not in shared]),
-            (trial.test.data, [name for name in target if also.get(name) not in shared]),
+            (trial.test.data, [name for name in target if not set(also.get(name, ())) & set(shared)]),
         ):
             if alone:
                 log.warning("Classes of %s alone are not scored under ood: %s.", here.label, _some(alone))
@@ -355,9 +358,8 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
     names = load(trial.data).train.class_names
     if trial.test.shared_with is None:
         return names
-    tested = same_classes(names, test_images(trial.test).class_names).values()
-    also = same_classes(names, load(trial.test.shared_with).test.class_names).values()
-    shared = tuple(name for name in names if name in set(tested) & set(also))
+    tested, also = (set().union(*found.values()) for found in _same_classes(trial))
+    shared = tuple(name for name in names if name in tested & also)
     if len(shared) < 2:
         target = trial.test.shared_with if trial.test.data == trial.data else trial.test.data
         raise UsageError(
@@ -372,10 +374,26 @@ def _some(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def scored_classes(trial: Trial) -> Ints:
-    """Positions, among the training classes, of those that can be predicted."""
+def _same_classes(trial: Trial) -> list[Mapping[str, tuple[str, ...]]]:
+    """Classes of the test set, and of the set it shares them with, → the training classes that they are."""
+    names, shared_with = load(trial.data).train.class_names, trial.test.shared_with
+    sides = [test_images(trial.test)] + ([] if shared_with is None else [load(shared_with).test])
+    return [same_classes(names, side.class_names) for side in sides]
+
+
+def counts_as(trial: Trial) -> Ints:
+    """The class [C] that each training class counts as: itself, or −1 where it is not scored.
+
+    Training classes that are one class of either test set count as the first of them.
+    """
     names = load(trial.data).train.class_names
-    return np.array([names.index(name) for name in shared_classes(trial)], dtype=np.int64)
+    position = {name: names.index(name) for name in shared_classes(trial)}
+    counts = np.full(len(names), -1, dtype=np.int64)
+    counts[list(position.values())] = list(position.values())
+    for same in (same for side in _same_classes(trial) for same in side.values() if len(same) > 1):
+        together = np.isin(counts, [counts[position[name]] for name in same if name in position])
+        counts[together] = counts[together].min(initial=len(names))
+    return counts
 
 
 def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
@@ -383,9 +401,9 @@ def tested_rows(trial: Trial) -> tuple[Ints, Ints]:
     train, test = load(trial.data).train, test_images(trial.test)
     if trial.test.outside:
         return np.arange(len(test)), np.full(len(test), -1, dtype=np.int64)
-    positions = {train.class_names[p]: p for p in scored_classes(trial)}
+    counts = dict(zip(train.class_names, counts_as(trial).tolist(), strict=True))
     known = same_classes(train.class_names, test.class_names)
-    classes = [positions.get(known.get(name, ""), -1) for name in test.class_names]
+    classes = [max((counts[same] for same in known.get(name, ())), default=-1) for name in test.class_names]
     mapped = np.array(classes, dtype=np.int64)[test.labels]
     rows = np.flatnonzero(mapped >= 0)
     return rows, mapped[rows]

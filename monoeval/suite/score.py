@@ -31,12 +31,16 @@ class Score:
     predictions: Predictions | None
 
 
-def predicted(logits_nc: NDArray[np.floating], labels_n: Ints, scored_classes: Ints) -> tuple[RowScores, int]:
+def predicted(logits_nc: NDArray[np.floating], labels_n: Ints, counts_as: Ints) -> tuple[RowScores, int]:
     """Scores of some rows, and how many of them have logits that are not numbers.
 
-    Only `scored_classes` can be predicted; the other logits are overwritten.
+    `counts_as` [C] is as `plan.counts_as` gives it: classes that count as one have the largest of their logits, so
+    that either is a right answer, and −1 cannot be predicted. The other logits are overwritten.
     """
-    logits_nc[:, np.setdiff1d(np.arange(logits_nc.shape[1]), scored_classes)] = -np.inf
+    classes = np.arange(len(counts_as))
+    for one in np.unique(counts_as[(counts_as >= 0) & (counts_as != classes)]):
+        logits_nc[:, one] = logits_nc[:, counts_as == one].max(axis=1)
+    logits_nc[:, np.setdiff1d(classes, counts_as)] = -np.inf
     bad = np.isnan(logits_nc).any(axis=1)
     return row_scores(np.where(bad[:, None], 0, logits_nc), labels_n), int(bad.sum())
 

@@ -6,18 +6,21 @@ POSITIONS = [str(i) for i in range(1000)]
 
 
 def test_equal_notations_match_by_name() -> None:
-    assert same_classes(["cat", "dog"], ["dog", "eel"]) == {"dog": "dog"}
-    assert same_classes(["n01440764", "n01443537"], ["n01443537"]) == {"n01443537": "n01443537"}
-    assert same_classes(["7", "9"], ["9", "10"]) == {"9": "9"}  # digits are no positions in ImageNet
+    assert same_classes(["cat", "dog"], ["dog", "eel"]) == {"dog": ("dog",)}
+    assert same_classes(["n01440764", "n01443537"], ["n01443537"]) == {"n01443537": ("n01443537",)}
+    assert same_classes(["7", "9"], ["9", "10"]) == {"9": ("9",)}  # digits are no positions in ImageNet
 
 
 def test_words_match_wordnet_ids() -> None:
     words = ["tench, Tinca tinca", "goldfish, Carassius auratus", "a class of my own"]
     assert same_classes(words, ["n01443537", "n01440764", "n99999999"]) == {
-        "n01443537": "goldfish, Carassius auratus",
-        "n01440764": "tench, Tinca tinca",
+        "n01443537": ("goldfish, Carassius auratus",),
+        "n01440764": ("tench, Tinca tinca",),
     }
-    assert same_classes(["n01440764", "n01443537"], words) == {words[0]: "n01440764", words[1]: "n01443537"}
+    assert same_classes(["n01440764", "n01443537"], words) == {
+        words[0]: ("n01440764",),
+        words[1]: ("n01443537",),
+    }
 
 
 def test_a_text_tower_reads_words() -> None:
@@ -28,7 +31,7 @@ def test_a_text_tower_reads_words() -> None:
 
 def test_positions_match_wordnet_ids_only_where_all_thousand_are_there() -> None:
     found = same_classes(["n01440764", "n15075141"], POSITIONS)
-    assert found == {"0": "n01440764", "999": "n15075141"}
+    assert found == {"0": ("n01440764",), "999": ("n15075141",)}
     assert same_classes(["n01440764", "n15075141"], POSITIONS[:-1]) == {}
 
 
