@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
+from monoeval.metrics.components import Levels
 from monoeval.metrics.paired import Interval, paired_difference
 
 
@@ -22,7 +23,12 @@ class Proportion(Interval):
         return _wilson(self.mean, self.independent, self.degrees_of_freedom, level)
 
 
-def accuracy_interval(correct_ru: ArrayLike, groups_r: ArrayLike | None = None, level: float = 0.95) -> Proportion:
+def accuracy_interval(
+    correct_ru: ArrayLike,
+    groups_r: ArrayLike | None = None,
+    level: float = 0.95,
+    levels: Levels | None = None,
+) -> Proportion:
     """Mean of `correct_ru` [R rows, U units], shares in [0, 1], with an interval for rows and units at random.
 
     Wilson's (Journal of the American Statistical Association 22, 1927) with a t quantile, and with as many rows as
@@ -33,7 +39,7 @@ def accuracy_interval(correct_ru: ArrayLike, groups_r: ArrayLike | None = None, 
 
     Raises MonoevalError as `paired_difference` does.
     """
-    found = paired_difference(correct_ru, groups_r, level)
+    found = paired_difference(correct_ru, groups_r, level, levels)
     spread = found.mean * (1 - found.mean)
     if spread > 0 and found.standard_error > 0:
         independent = spread / found.standard_error**2
@@ -65,7 +71,11 @@ class Ratio:
 
 
 def relative_error_reduction(
-    gain_ru: ArrayLike, wrong_ru: ArrayLike, groups_r: ArrayLike | None = None, level: float = 0.95
+    gain_ru: ArrayLike,
+    wrong_ru: ArrayLike,
+    groups_r: ArrayLike | None = None,
+    level: float = 0.95,
+    levels: Levels | None = None,
 ) -> Ratio | None:
     """Share of the baseline's errors that an arm avoids: mean gain / mean error; negative for a loss.
 
@@ -76,16 +86,16 @@ def relative_error_reduction(
     be possible. Raises MonoevalError as `paired_difference` does.
     """
     gain, wrong = np.asarray(gain_ru, dtype=np.float64), np.asarray(wrong_ru, dtype=np.float64)
-    errors = paired_difference(wrong, groups_r, level)
+    errors = paired_difference(wrong, groups_r, level, levels)
     if not errors.low > 0:
         return None
 
     def at(ratio: float) -> Interval:
-        return paired_difference(gain - ratio * wrong, groups_r, level)
+        return paired_difference(gain - ratio * wrong, groups_r, level, levels)
 
     value = float(gain.mean()) / errors.mean
     if (gain == gain[:1]).all():  # no ratio but this one leaves rows alike, so others tell nothing of the gain
-        gained = paired_difference(gain, groups_r, level)
+        gained = paired_difference(gain, groups_r, level, levels)
         return Ratio(value, gained.low / errors.mean, gained.high / errors.mean)
     found = at(value)
     step = (found.high - found.low) / errors.mean

@@ -108,7 +108,9 @@ class _Together(Scores):
                     self.rows.append(moved.model_copy(update={"arm": new[place, row.arm]}))
                     if row.status == "ok":
                         self.tests_of[names[place]].add(str(moved.test))
-        self.units = tuple(sorted({unit for run in runs for unit in run.units}))
+        self.crossed = all(run.crossed for run in runs)
+        # of a crossed run beside one that is not, the units whose seeds are all one number are in both
+        self.units = tuple(sorted({u for run in runs for u in run.units if run.crossed == self.crossed}))
         title = " against ".join((" and ".join(names[1:]), names[0]))
         # what the first recipe named as its family is no comparison between runs
         self.recipe = {**first.recipe, "name": title, "note": None, "family": []}

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from monoeval.metrics.components import Levels
 from monoeval.metrics.error_rates import accuracy_interval, relative_error_reduction
 from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
 from monoeval.report.scores import Point, Scores, mean_measures, points_of
-from monoeval.report.wording import signed
+from monoeval.report.wording import COUNTED, plural, signed, uncertain
 
 
 def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Table:
@@ -56,22 +57,25 @@ def _accuracy(scores: Scores, arm: str, points: Sequence[Point]) -> Cell:
         gaps = scores.gaps(arm, point)
         where = f"{point.series} {point.level:g} " if len(points) > 1 else ""
         for reason in dict.fromkeys(gaps.values()):
-            units = [str(unit) for unit, other in gaps.items() if other == reason]
-            seeds = f"seed {', '.join(units)} " if len(units) < len(scores.units) else ""
+            units = [unit for unit, other in gaps.items() if other == reason]
+            seeds = f"{scores.named(units)} " if len(units) < len(scores.units) else ""
             reasons.append(f"{where}{seeds}{reason}")
     if any(not scores.units_of(arm, point) for point in points):
         return Cell(None, tuple(reasons))
     sample = scores.sample(arm, points)
     if sample is None:
         return Cell(None, (*reasons, "no seed has all of these levels"))
-    return Cell(accuracy_interval(sample.values, sample.groups), tuple(reasons) or sample.remarks)
+    return Cell(
+        accuracy_interval(sample.values, sample.groups, levels=sample.levels), tuple(reasons) or sample.remarks
+    )
 
 
 def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column], primary: int) -> Difference:
     """`arm` minus `against` in each column, over the levels that both have."""
     cells = []
     varied: tuple[str, ...] = ()
-    conditional, units, fewer_errors = False, 0, None
+    fixed: tuple[str, ...] = ()
+    conditional, units, levels, fewer_errors = False, 0, None, None
     for place, column in enumerate(columns):
         shared = _shared(scores, arm, against, column.points)
         sample = scores.sample(arm, shared, against)
@@ -84,14 +88,20 @@ def _difference(scores: Scores, arm: str, against: str, columns: Sequence[Column
         if len(shared) < len(column.points):
             lost = ", ".join(f"{p.series} {p.level:g}" for p in column.points if p not in shared)
             remarks = (f"on {len(shared)} of {len(column.points)} levels, without {lost}", *remarks)
-        cells.append(Cell(paired_difference(sample.values, sample.groups), remarks))
+        cells.append(Cell(paired_difference(sample.values, sample.groups, levels=sample.levels), remarks))
         if place == primary:
-            varied, conditional, units = sample.varied, sample.conditional, len(sample.units)
+            varied, units, levels, fixed = sample.varied, len(sample.units), sample.levels, sample.fixed
+            conditional = sample.conditional or (levels is not None and "backbone" in fixed)
             if sample.wrong is not None:
-                fewer_errors = relative_error_reduction(sample.values, sample.wrong, sample.groups)
-    return Difference(against, tuple(cells), cells[primary], varied, conditional, units, fewer_errors)
+                fewer_errors = relative_error_reduction(
+                    sample.values, sample.wrong, sample.groups, levels=sample.levels
+                )
+    return Difference(
+        against, tuple(cells), cells[primary], varied, conditional, units, fewer_errors, levels=levels, fixed=fixed
+    )
 
 
+_FEW = "95 % intervals may hold as little as 87 %, so run three or more"
 _COMPARED = {"finetune": ("objective", "adapt")}
 """Settings of a probe that arms are compared for, by its kind; all others must be alike."""
 
@@ -133,14 +143,33 @@ def _comparison(
         notes.append("conditional on one backbone pair")
     elif gain.conditional:
         notes.append("conditional on one backbone")
-    if gain.units == 1:
+    if gain.levels is not None:
+        notes += _of_levels(gain, gain.levels)
+    elif gain.units == 1:
         notes.append("one seed: test rows only")
     elif gain.units == 2 and gain.varied:
-        notes.append("two seeds: 95 % intervals may hold as little as 87 %, so run three or more")
+        notes.append(f"two seeds: {_FEW}")
     elif gain.units and not gain.varied:
         notes.append("nothing is drawn: test rows only")
     kind, sentence = ("control", "") if is_control else _judge(scores, name, gain, controls, one_pair)
     return Comparison(name, gain, controls, kind, sentence, notes=tuple(dict.fromkeys(notes)))
+
+
+def _of_levels(gain: Difference, levels: Levels) -> list[str]:
+    """What a crossed study qualifies a verdict by, and whose doing its uncertainty is."""
+    if not gain.varied and not gain.fixed:
+        return ["nothing is drawn: test rows only"]
+    notes = [f"conditional on one {name}" for name in gain.fixed if name != "backbone"]
+    counts = {name: getattr(levels, COUNTED[name]) for name in gain.varied}
+    if "backbone" in counts:
+        counts = {
+            name: n for name, n in counts.items() if COUNTED[name] != "adapters"
+        }  # these are averaged within
+    notes += [f"two {plural(name)}: {_FEW}" for name, count in counts.items() if count == 2]
+    interval = gain.primary.interval
+    if interval is not None and interval.shares is not None and gain.varied:
+        notes.append(uncertain(interval.shares, gain.varied))
+    return notes
 
 
 def _judge(

@@ -10,6 +10,7 @@ from monoeval.metrics.scores import ALEXNET_ERROR, balanced, level_weights, mean
 from monoeval.report.layout import by_series
 from monoeval.report.model import Column, Measure, Value
 from monoeval.report.scores import DETECTION, Point, Sample, Scores
+from monoeval.suite.units import whole
 
 _KEPT = {"ece": "ECE", "ece_t": "ECE, scaled", "temperature": "temperature"}
 """Measures of `Row.measures` that are shown first, and their headings."""
@@ -81,8 +82,11 @@ def _samples(scores: Scores, arm: str, weights: Mapping[Point, float]) -> list[P
     units = tuple(u for u in scores.units if all(u in sample.units for sample in there))
     if not units or len(there) < len(samples):
         return []
+    units, levels = whole(units) if scores.crossed else (units, None)
     chosen = [
-        replace(s, values=s.values[:, [s.units.index(u) for u in units]], units=units) if s.units != units else s
+        replace(s, values=s.values[:, [s.units.index(u) for u in units]], units=units, levels=levels)
+        if s.units != units
+        else s
         for s in there
     ]
     return list(zip(chosen, weights.values(), strict=True))
@@ -110,7 +114,7 @@ def _combined(parts: Sequence[Part], estimate: float | None = None) -> Value | N
         values[place] += weight * len(ids) / len(sample.ids) * (sample.values - level)
         if sample.groups is not None:
             groups[place] = sample.groups
-    found = paired_difference(values, groups if (groups >= 0).any() else None)
+    found = paired_difference(values, groups if (groups >= 0).any() else None, levels=parts[0][0].levels)
     return Value(found.mean, found.low, found.high)
 
 

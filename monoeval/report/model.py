@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from monoeval.metrics.components import Levels
 from monoeval.metrics.error_rates import Ratio
 from monoeval.metrics.paired import Interval
 from monoeval.report.scores import DETECTION, Point
@@ -45,6 +46,10 @@ class Difference:
     units: int
     fewer_errors: Ratio | None = None
     """Primary difference as a share of the other arm's errors; None where those are not above zero."""
+    levels: Levels | None = None
+    """How backbones, adapters and draws are crossed; None where they move together, seed by seed."""
+    fixed: tuple[str, ...] = ()
+    """What is drawn, but once for all units, so that the interval does not cover it."""
     adjusted_p: float | None = None
     """p of the primary difference, Holm-adjusted over the report's family; None outside of it."""
 
@@ -147,6 +152,8 @@ class Summary:
     """Arm → measures of its adapter's fit, averaged over seeds."""
     units: int
     notes: tuple[str, ...]
+    levels: Levels | None
+    """How seeds are crossed; None where a seed redraws everything at once."""
     details: tuple[str, ...]
     """Notes for the files alone: what a terminal need not say as long as all is well."""
     environment: Mapping[str, Any]

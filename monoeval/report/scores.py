@@ -13,12 +13,18 @@ import yaml
 from numpy.typing import NDArray
 
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.components import Levels
 from monoeval.metrics.detection import SCORES, linearised
 from monoeval.metrics.scores import balanced
 from monoeval.suite.ledger import Row, read_rows
+from monoeval.suite.units import Unit, units_of, whole
 
 DETECTION = "ood-detection"
 """The scenario whose tables hold areas under the curve, not accuracies."""
+
+
+_NAMED = 4
+"""Combinations of seeds that a sentence names before it only counts."""
 
 
 class Point(NamedTuple):
@@ -43,6 +49,8 @@ class TestRows:
 
 
 SEEDS = ("backbone", "adapter", "draw")
+FINETUNING = "finetuning"
+"""What the adapter's seed is called where backbones are finetuned."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,15 @@ class Sample:
 
     values: NDArray[np.float64]  # [R, U]
     groups: NDArray[np.int64] | None  # [R]
-    units: tuple[int, ...]
+    units: tuple[Unit, ...]
+    levels: Levels | None
+    """How `units` are crossed; None where backbone, adapter and draw move together."""
     wrong: NDArray[np.float64] | None
     """[R, U] errors of the arm that is subtracted; None for one arm's values, and for AUROC."""
     varied: tuple[str, ...]
     """What each unit has of its own, of backbone, adapter and draw; if nothing, units are copies of one score."""
+    fixed: tuple[str, ...]
+    """What was drawn, but once for all units."""
     conditional: bool
     remarks: tuple[str, ...]
     """What was left out to keep the pairs whole."""
@@ -83,7 +95,9 @@ class Scores:
         self.rows = [row for row in read_rows(folder) if row.arm in {arm["name"] for arm in self.arms}]
         self._name_protocols()
         seeds = self.recipe.get("seeds", 1)
-        self.units: tuple[int, ...] = tuple(range(seeds) if isinstance(seeds, int) else seeds)
+        self.crossed = isinstance(seeds, Mapping)
+        """Whether backbones, adapters and draws have seeds of their own, in every combination."""
+        self.units = units_of(seeds)
         self.margin = float(self.recipe.get("margin", 1.0)) / 100
         """Differences within ± this share count as none."""
         self._of: dict[tuple[str, Point], list[Row]] = defaultdict(list)
@@ -127,7 +141,15 @@ class Scores:
         own = next((about.get("probe") for about in self.arms if about["name"] == arm), None)
         return {"kind": "logistic", **(own or self.recipe.get("probe") or {})}
 
-    def monosemanticity(self, arm: str) -> dict[int, float]:
+    def named(self, units: Sequence[Unit]) -> str:
+        """The seeds of `units` in a sentence."""
+        if self.crossed:
+            more = f" and {len(units) - _NAMED} more" if len(units) > _NAMED else ""
+            some = ", ".join("-".join(map(str, unit)) for unit in units[:_NAMED])
+            return f"backbone-adapter-draw {some}{more}"
+        return f"seed {', '.join(str(unit.draw) for unit in units)}"
+
+    def monosemanticity(self, arm: str) -> dict[Unit, float]:
         """Unit → mean consistency of the latents' strongest rows, less that under permuted labels; held out.
 
         Where an arm has several adapters, of other training rows or settings, each one used is counted once.
@@ -144,9 +166,9 @@ class Scores:
         """Scores that belong to no seed of the study."""
         return sum(not any(applies(row, unit) for unit in self.units) for row in self.rows)
 
-    def gaps(self, arm: str, point: Point) -> dict[int, str]:
+    def gaps(self, arm: str, point: Point) -> dict[Unit, str]:
         """Why a unit has no score, or only some of its repeats, of `arm` at `point`: unit → reason."""
-        found: dict[int, str] = {}
+        found: dict[Unit, str] = {}
         for unit in self.units:
             rows = [row for row in self._of[arm, point] if applies(row, unit)]
             bad = next((row for row in rows if row.status != "ok"), None)
@@ -156,7 +178,7 @@ class Scores:
                 found[unit] = "not run"
         return found
 
-    def units_of(self, arm: str, point: Point, against: str | None = None) -> tuple[int, ...]:
+    def units_of(self, arm: str, point: Point, against: str | None = None) -> tuple[Unit, ...]:
         """The units that have a score of `arm` (and of `against`) at `point`."""
         return tuple(unit for unit in self.units if self._pairs(arm, against, point, unit)[0])
 
@@ -173,19 +195,23 @@ class Scores:
         over the points that it is of, so that its spread is that of rows within a point, weighted as in the mean.
         """
         remarks: list[str] = []
-        units = [u for u in self.units if all(self._pairs(arm, against, p, u)[0] for p in points)]
+        units = tuple(u for u in self.units if all(self._pairs(arm, against, p, u)[0] for p in points))
         if not units or not points:
             return None
+        levels = None
+        if self.crossed:
+            units, levels = whole(units)
         if len(units) < len(self.units):
-            lost = ", ".join(str(u) for u in self.units if u not in units)
-            remarks.append(f"on {len(units)} of {len(self.units)} seeds, without {lost}")
+            lost = self.named([u for u in self.units if u not in units]).removeprefix("seed ")
+            what = "combinations of seeds" if self.crossed else "seeds"
+            remarks.append(f"on {len(units)} of {len(self.units)} {what}, without {lost}")
         pairs = {(p, u): self._pairs(arm, against, p, u) for p in points for u in units}
         partial = sum(dropped for _, dropped in pairs.values())
         if partial:
             remarks.append(f"{partial} repeats without a counterpart left out")
         used = [row for found, _ in pairs.values() for pair in found for row in pair]
         if points[0].scenario == DETECTION:
-            return self._told_apart(points, units, pairs, remarks)
+            return self._told_apart(points, units, levels, pairs, remarks)
         tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
         ids = _union([self._shared_ids(pair) for found, _ in pairs.values() for pair in found])
         groups = _groups(tests, ids)
@@ -216,9 +242,11 @@ class Scores:
         return Sample(
             values,
             groups,
-            tuple(units),
+            units,
+            levels,
             wrong=None if against is None else wrong,
             varied=_varied(used),
+            fixed=_fixed(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=ids,
@@ -234,7 +262,7 @@ class Scores:
         return {name: value for name, value in _means(found).items() if all(name in some for some in found)}
 
     @cache  # noqa: B019 (one report holds one of these)
-    def _pairs(self, arm: str, against: str | None, point: Point, unit: int) -> tuple[list[tuple[Row, ...]], int]:
+    def _pairs(self, arm: str, against: str | None, point: Point, unit: Unit) -> tuple[list[tuple[Row, ...]], int]:
         """Scored rows of each repeat that every arm has, and how many repeats had to be left out."""
         arms = [arm] if against is None else [arm, against]
         repeats = [
@@ -248,8 +276,9 @@ class Scores:
     def _told_apart(
         self,
         points: Sequence[Point],
-        units: Sequence[int],
-        pairs: Mapping[tuple[Point, int], tuple[list[tuple[Row, ...]], int]],
+        units: tuple[Unit, ...],
+        levels: Levels | None,
+        pairs: Mapping[tuple[Point, Unit], tuple[list[tuple[Row, ...]], int]],
         remarks: Sequence[str],
     ) -> Sample | None:
         """Values whose mean is the AUROC, over rows of the data and of elsewhere: see `detection.linearised`.
@@ -275,9 +304,11 @@ class Scores:
         return Sample(
             values,
             groups,
-            tuple(units),
+            units,
+            levels,
             wrong=None,
             varied=_varied(used),
+            fixed=_fixed(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=np.concatenate([within.ids, beyond.ids]),
@@ -427,16 +458,26 @@ def _place(row: Row) -> tuple[object, ...]:
 
 def _varied(rows: Sequence[Row]) -> tuple[str, ...]:
     """The names of `SEEDS` that are not the same in all of `rows`; a finetuning's is in place of the adapter's."""
+    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) > 1)
+
+
+def _fixed(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of `SEEDS` that `rows` have, and are the same in all of them."""
+    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) == 1)
+
+
+def _drawn(rows: Sequence[Row]) -> dict[str, set[int]]:
     columns = zip(*map(_seeds, rows), strict=True)
-    found = zip(SEEDS, ({seed for seed in column if seed is not None} for column in columns), strict=True)
     trained = all(row.probe_kind == "finetune" for row in rows)
-    named = {"adapter": "finetuning"} if trained else {}
-    return tuple(named.get(name, name) for name, seeds in found if len(seeds) > 1)
+    names = [FINETUNING if trained and name == "adapter" else name for name in SEEDS]
+    return {
+        name: {seed for seed in column if seed is not None} for name, column in zip(names, columns, strict=True)
+    }
 
 
-def applies(row: Row, unit: int) -> bool:
-    """A row belongs to study unit u where each of its seeds is null (nothing was drawn) or u."""
-    return all(seed is None or seed == unit for seed in _seeds(row))
+def applies(row: Row, unit: Unit) -> bool:
+    """A row belongs to a study unit where each of its seeds is null (nothing was drawn) or the unit's."""
+    return all(seed in (None, own) for seed, own in zip(_seeds(row), unit, strict=True))
 
 
 def _reason(row: Row) -> str:

@@ -16,6 +16,7 @@ from monoeval.report.model import Comparison, Difference, Summary, Table
 from monoeval.report.scores import DETECTION, Scores, mean_measures
 from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
+from monoeval.suite.units import whole
 
 ALPHA = 0.05
 
@@ -23,7 +24,7 @@ ALPHA = 0.05
 def summarise(folder: Path) -> Summary:
     """Summarise the run in `folder`; nothing is written.
 
-    Intervals are 95 % two-way variance components (test rows × seeds) from `metrics.paired`. The family for Holm's
+    Intervals are 95 %, by variance components (test rows × seeds) from `metrics.paired`. The family for Holm's
     adjustment is what the recipe names, or else every gain over a baseline that gets a verdict. Raises UsageError
     where `folder` is no run, MonoevalError where a file of it is missing or damaged.
     """
@@ -63,6 +64,7 @@ def summary_of(scores: Scores, tables: Sequence[Table]) -> Summary:
         probes={arm: str(scores.probe(arm)["kind"]) for arm in arms},
         adapters={arm: found for arm, found in measures.items() if found},
         units=len(scores.units),
+        levels=whole(scores.units)[1] if scores.crossed else None,
         notes=tuple(notes),
         details=tuple(details),
         environment=scores.recipe.get("environment") or {},
@@ -147,12 +149,19 @@ def _notes(
     scores: Scores, tables: Sequence[Table], family: int, named: bool, everywhere: Sequence[str]
 ) -> list[str]:
     notes = [f"Every comparison here: {'; '.join(everywhere)}."] if everywhere else []
+    ways = "random-effects" if scores.crossed else "two-way"
     notes.append(
-        "Intervals are 95 %, for the mean over test rows crossed with seeds (two-way variance components, "
+        f"Intervals are 95 %, for the mean over test rows crossed with seeds ({ways} variance components, "
         "Satterthwaite degrees of freedom); differences are paired by test row and draw. “Could see” is the "
         "smallest true difference, in points, that would have been found with 80 % power."
     )
-    if varied := _varied(tables):
+    if scores.crossed:
+        notes.append(
+            f"Seeds are crossed: {whole(scores.units)[1]}. Adapters are of each backbone, draws the same for all. "
+            "What part of the variance is whose stands under “seeds redraw” in report.md; of few levels these are "
+            "rough estimates."
+        )
+    elif varied := _varied(tables):
         notes.append(varied)
     if family > 1:
         which = (

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monoeval.metrics.components import Shares
 from monoeval.metrics.paired import Interval
 from monoeval.report.model import Cell, Column, Comparison, Difference, Measure, Summary, Table, Value
+from monoeval.report.scores import FINETUNING
 
 MINUS = "\N{MINUS SIGN}"
 NOT_AVAILABLE = "n/a"
@@ -117,7 +119,41 @@ def _seeds_redraw(found: Difference) -> str:
         return ""
     if found.units == 1:
         return "one seed"
-    return f"{' + '.join(found.varied)}: {100 * interval.unit_share:.0f} %" if found.varied else "nothing"
+    if not found.varied:
+        return "nothing"
+    if interval.shares is not None:
+        return ", ".join(f"{name} {100 * share:.0f} %" for name, share in _sources(interval.shares, found.varied))
+    return f"{' + '.join(found.varied)}: {100 * interval.unit_share:.0f} %"
+
+
+COUNTED = {"backbone": "backbones", "adapter": "adapters", FINETUNING: "adapters", "draw": "draws"}
+"""What of `SEEDS` a recipe counts it by; a finetuning stands in the adapter's place."""
+
+
+def plural(name: str) -> str:
+    """Of one of `SEEDS`, in a sentence."""
+    return f"{name}s"
+
+
+def _sources(shares: Shares, varied: Sequence[str]) -> list[tuple[str, float]]:
+    """What the variance of a mean comes from, of what is varied, and its share."""
+    found = {"backbone": shares.backbone, "adapter": shares.adapter, FINETUNING: shares.adapter}
+    found |= {"draw": shares.draw}
+    both = [("draws' interplay with the rest", shares.interplay)] if "draw" in varied and len(varied) > 1 else []
+    return [*((name, found[name]) for name in varied), *both, ("test rows", shares.rows)]
+
+
+def uncertain(shares: Shares, varied: Sequence[str]) -> str:
+    """Whose doing most of the uncertainty is, and what to add to have less of it."""
+    (first, most), (second, more), *_ = sorted(_sources(shares, varied), key=lambda source: -source[1])
+    advice = {"test rows": "add test rows"} | {n: f"add {plural(n)}" for n in COUNTED}
+    what = advice.get(first, "add draws or what they are crossed with")
+    if most <= 0.5:
+        return f"no one source has most of the variance: {first} {100 * most:.0f} %, {second} {100 * more:.0f} %"
+    owner = "comes from test rows" if first == "test rows" else f"is the {first}'s"
+    if first.startswith("draws'"):
+        owner = f"is {first}"
+    return f"{100 * most:.0f} % of the variance {owner}: {what}"
 
 
 def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:
@@ -141,7 +177,7 @@ def by_arm(summary: Summary) -> Iterator[tuple[str, list[str], list[tuple[Table,
 def about(summary: Summary) -> str:
     """One line on the size of the study."""
     ok = sum(row.status == "ok" for row in summary.rows)
-    seeds = f"{summary.units} seed{'s' if summary.units != 1 else ''}"
+    seeds = str(summary.levels or f"{summary.units} seed{'s' if summary.units != 1 else ''}")
     failed = f", {len(summary.rows) - ok} without a result" if ok < len(summary.rows) else ""
     arms = f"{len(summary.arms)} arm{'s' if len(summary.arms) != 1 else ''}"
     kinds = list(dict.fromkeys(summary.probes.values()))

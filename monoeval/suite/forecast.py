@@ -40,7 +40,7 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
         "scores to make": new,
         "scores there already": plan.scores - new,
         "arms": len(plan.recipe.arms),
-        "seeds": plan.recipe.seeds,
+        "seeds": plan.recipe.seeds if isinstance(plan.recipe.seeds, int) else str(plan.recipe.seeds),
         "backbones to pretrain": len(_to_pretrain(todo)),
         "networks to finetune": _to_finetune(todo),
         "images to extract": images,

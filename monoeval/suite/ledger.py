@@ -53,7 +53,7 @@ class Row(Spec):
     backbone_seed: int | None
     adapter_seed: int | None
     draw: int | None
-    """Seed of noise or shots. A row belongs to study seed u where each seed is None or u."""
+    """Seed of noise or shots. A row belongs to a study unit where each seed is None or the unit's."""
     repeat: int = 0
     """Draws within a seed, averaged before statistics."""
     train: str = ""

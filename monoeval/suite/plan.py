@@ -29,6 +29,7 @@ from monoeval.scenarios import AnyScenario
 from monoeval.scenarios.trial import Fit, LabelNoise, LongTail, Share, TestSet, Trial
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
+from monoeval.suite.units import Unit
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
@@ -100,20 +101,18 @@ def make_plan(recipe: Recipe) -> Plan:
     fitted = _together(recipe, _trials)
     unfitted = _together(recipe, _unfitted_trials) if any(map(fits_nothing, recipe.arms)) else {}
     groups: dict[tuple[object, ...], Group] = {}
-    for seed in range(recipe.seeds):
+    for unit in recipe.units:
         for arm in recipe.arms:
-            backbone = recipe.backbones[arm.backbone]
-            backbone_seed = seed if backbone.pretrain else None
-            adapter_seed = seed if arm.seeded else None
             for (data, draw), some in (unfitted if fits_nothing(arm) else fitted).items():
-                if draw not in (None, seed):
+                if draw not in (None, unit.draw):
                     continue
-                place = (arm.name, data, backbone_seed, adapter_seed, draw)
+                group = _group(recipe, arm, unit, some[0].data)
+                place = (arm.name, data, group.backbone_seed, group.adapter_seed, draw)
                 if place in groups:
                     continue
-                group = _group(recipe, arm, seed, some[0].data)
                 group = group.model_copy(update={"draw": draw, "trials": tuple(some)})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
+    _check_axes(recipe, groups.values())
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
     data_sets = list(dict.fromkeys(data for data, _ in (*fitted, *unfitted)))
 
@@ -132,9 +131,9 @@ def make_plan(recipe: Recipe) -> Plan:
 def _together(
     recipe: Recipe, trials: Callable[[AnyScenario, DataSpec, int], Iterable[Trial]]
 ) -> dict[tuple[str, int | None], list[Trial]]:
-    """Distinct trials of all seeds by what they share: training data and draw."""
+    """Distinct trials of all draws by what they share: training data and draw."""
     together: dict[tuple[str, int | None], list[Trial]] = {}
-    for seed in range(recipe.seeds):
+    for seed in dict.fromkeys(unit.draw for unit in recipe.units):
         for scenario in recipe.scenarios:
             for trial in trials(scenario, recipe.data, seed):
                 same = together.setdefault((trial.data.model_dump_json(), trial.draw), [])
@@ -142,6 +141,23 @@ def _together(
                     check(trial)
                     same.append(trial)
     return together
+
+
+def _check_axes(recipe: Recipe, groups: Iterable[Group]) -> None:
+    """Refuse a crossed recipe that repeats what nothing in it differs by."""
+    if isinstance(recipe.seeds, int):
+        return
+    idle = {
+        "backbones": (recipe.seeds.backbones, "pretrains no backbone", [g.backbone_seed for g in groups]),
+        "adapters": (recipe.seeds.adapters, "fits no adapter by a seed", [g.adapter_seed for g in groups]),
+        "draws": (recipe.seeds.draws, "has no scenario that draws noise or shots", [g.draw for g in groups]),
+    }
+    for axis, (count, why, seeds) in idle.items():
+        if count > 1 and not any(seed is not None for seed in seeds):
+            raise UsageError(
+                f"seeds asks for {count} {axis}, and the recipe {why}, so all would be one: leave {axis} out of "
+                "seeds, or give --seeds N."
+            )
 
 
 def fits_nothing(arm: Arm) -> bool:
@@ -162,7 +178,7 @@ def _unfitted_trials(scenario: AnyScenario, data: DataSpec, seed: int) -> list[T
     return here if here == next_seed else [trial.model_copy(update={"draw": seed}) for trial in here]
 
 
-def _group(recipe: Recipe, arm: Arm, seed: int, data: DataSpec) -> Group:
+def _group(recipe: Recipe, arm: Arm, unit: Unit, data: DataSpec) -> Group:
     """A group of `arm` without trials."""
     backbone = recipe.backbones[arm.backbone]
     matched = next((other for other in recipe.arms if other.name == arm.match), None)
@@ -170,11 +186,11 @@ def _group(recipe: Recipe, arm: Arm, seed: int, data: DataSpec) -> Group:
         arm=arm,
         data=data,
         backbone=backbone,
-        backbone_seed=seed if backbone.pretrain else None,
-        adapter_seed=seed if arm.seeded else None,
+        backbone_seed=unit.backbone if backbone.pretrain else None,
+        adapter_seed=unit.adapter if arm.seeded else None,
         draw=None,
         probe=arm.probe or recipe.probe,
-        match=_group(recipe, matched, seed, data) if matched else None,
+        match=_group(recipe, matched, unit, data) if matched else None,
         trials=(),
         keys=(),
     )

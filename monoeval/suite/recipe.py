@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from monoeval.adapters.registry import METHODS, controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
@@ -14,6 +14,7 @@ from monoeval.data.images import DataSpec, named_data
 from monoeval.data.prompts import TEMPLATES
 from monoeval.errors import UsageError, unknown
 from monoeval.keys import key
+from monoeval.metrics.components import Levels
 from monoeval.probes.spec import (
     KNN,
     ArmProbe,
@@ -27,6 +28,7 @@ from monoeval.probes.spec import (
 )
 from monoeval.scenarios.registry import REFUSED, Listed
 from monoeval.spec import Spec
+from monoeval.suite.units import Unit, units_of
 from monoeval.training.settings import FinetuneSpec
 
 log = logging.getLogger("monoeval")
@@ -104,6 +106,39 @@ class Claim(Spec):
     """One of the arm's controls; None: its baseline."""
 
 
+class Crossed(Spec):
+    """Seeds of each kind in every combination, so that the report can tell whose doing the uncertainty is.
+
+    Adapter seeds are of each backbone, draw seeds are the same for all of these. A seed that an arm or a scenario
+    has no use for is not repeated over.
+    """
+
+    backbones: Annotated[int, Field(ge=1)] = 1
+    """Pretrainings of each backbone that the recipe pretrains."""
+    adapters: Annotated[int, Field(ge=1)] = 1
+    """Adapters of each backbone, or finetunings."""
+    draws: Annotated[int, Field(ge=1)] = 1
+    """Draws of noise and shots."""
+
+    @model_validator(mode="after")
+    def _crosses(self) -> Self:
+        if max(self.backbones, self.adapters, self.draws) == 1:
+            raise ValueError("give two or more of backbones, adapters or draws, or write seeds: 1")
+        return self
+
+    def __str__(self) -> str:
+        return str(Levels(**self.model_dump()))
+
+
+def _is_crossed(value: object) -> str:
+    return "crossed" if isinstance(value, dict | Crossed) else ""
+
+
+Seeds = Annotated[
+    Annotated[int, Field(ge=1), Tag("")] | Annotated[Crossed, Tag("crossed")], Discriminator(_is_crossed)
+]
+
+
 class Recipe(Spec):
     """A study. Either `backbones` and `arms` are listed outright, or `models` × `methods` expand to them."""
 
@@ -112,8 +147,9 @@ class Recipe(Spec):
     note: str | None = None
     """Shown above the report."""
     data: Annotated[DataSpec, BeforeValidator(named_data)] = DataSpec(name="digits")
-    seeds: Annotated[int, Field(ge=1)] = 3
-    """Seeds 0 … seeds − 1 redraw noise and shots, refit adapters, and pretrain the recipe's backbones again."""
+    seeds: Seeds = 3
+    """Seeds 0 … seeds − 1 each redraw noise and shots, refit adapters, and pretrain the recipe's backbones again,
+    all at once; `{backbones: 3, adapters: 2, draws: 2}` does these one by one, see `Crossed`."""
     models: tuple[Annotated[BackboneSpec, _named("model")], ...] = ()
     methods: tuple[Annotated[AdapterSpec, _named("method")], ...] = ()
     backbones: dict[str, BackboneSpec] = {}  # noqa: RUF012 (pydantic copies defaults)
@@ -277,6 +313,11 @@ class Recipe(Spec):
                     f"of its controls: name one of {', '.join(held)}."
                 )
         return self
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The seeds of each repetition of the study."""
+        return units_of(self.seeds if isinstance(self.seeds, int) else self.seeds.model_dump())
 
     def key(self) -> str:
         """Names the run folder; the note does not count."""

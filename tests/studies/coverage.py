@@ -1,7 +1,7 @@
 """Whether the intervals hold the truth as often as they say, by simulated studies.
 
 Run with `uv run python tests/studies/coverage.py [--quick] [--only PART] [--json FILE]`. A study is a table of
-test rows × seeds. Seeds add a component that is zero, small, as large as that of rows, or dominant in the error
+test rows × seeds, or × backbones, adapters and draws. Seeds add a component that is zero, small, as large as that of rows, or dominant in the error
 of the mean. Tables are Gaussian, or differences in {−1, 0, 1} of two arms whose latent scores share the rows'
 difficulty (a probit model, so the true accuracies are known in closed form); rows are alone, or in clusters of
 unequal sizes.
@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import ndtri
 
+from monoeval.metrics.components import Levels
 from monoeval.metrics.error_rates import accuracy_interval, relative_error_reduction
 from monoeval.metrics.paired import paired_difference, verdict
 
 Floats = NDArray[np.float64]
 SEEDS = (3, 5, 10)
-PARTS = ("differences", "accuracies", "reductions", "equivalence", "beyond")
+PARTS = ("differences", "crossed", "accuracies", "reductions", "equivalence", "beyond")
 COMPONENTS = {"none": 0.0, "small": 0.3, "equal": 1.0, "dominant": 5.0}
 """The seeds' part of the standard error of a mean as a multiple of the rows' part."""
 SHAPES = {
@@ -118,6 +119,53 @@ def latent(
         return lambda accuracy: (score < scale * ndtri(accuracy)).astype(np.float64)
 
     return arm(), arm()
+
+
+DESIGNS = (Levels(3, 2, 2), Levels(5, 2, 2), Levels(3, 2, 3), Levels(5, 2, 5))
+MIXTURES: dict[str, dict[str, float]] = {
+    "none": {},
+    "small": {"backbone": 0.3, "adapter": 0.3, "draw": 0.3},
+    "equal": {"backbone": 1, "adapter": 1, "draw": 1},
+    "backbone": {"backbone": 5},
+    "adapter": {"adapter": 5},
+    "draw": {"draw": 5},
+    "draw equal": {"draw": 1},
+    "both": {"backbone": 5, "draw": 5},
+    "interplay": {"backbone": 2, "draw": 2, "interplay": 2},
+}
+"""Parts of the standard error of a mean as multiples of the rows' part."""
+
+
+def crossed(studies: int) -> Iterator[dict[str, Any]]:
+    """Crossed backbones, adapters and draws: coverage of 95 % intervals, %."""
+    for rows, levels, mixture in product((50, 450), DESIGNS, MIXTURES):
+        rng = np.random.default_rng(0)
+        held = dict.fromkeys(("crossed", "draws averaged", "units of one factor"), 0)
+        halves = []
+        for _ in range(studies):
+            table = crossed_table(rng, rows, levels, MIXTURES[mixture])
+            of_all = paired_difference(table, levels=levels)
+            of_backbones = paired_difference(table.reshape(rows, levels.backbones, -1).mean(2))
+            for name, found in zip(held, (of_all, of_backbones, paired_difference(table)), strict=True):
+                held[name] += found.low <= 0 <= found.high
+            halves.append(of_all.high - of_all.mean)
+        true = (
+            0.3 / np.sqrt(rows) * np.sqrt(1 + 1 / table.shape[1] + sum(c**2 for c in MIXTURES[mixture].values()))
+        )
+        line: dict[str, Any] = {"test rows": rows, "design": str(levels), "components": mixture}
+        line |= {name: 100 * count / studies for name, count in held.items()}
+        yield line | {"median half-width / standard error": float(np.median(halves) / true)}
+
+
+def crossed_table(rng: np.random.Generator, rows: int, levels: Levels, components: dict[str, float]) -> Floats:
+    """Gaussian differences [R, U] with mean 0; rows and residual have standard deviation 0.3."""
+    b, a, d = levels.backbones, levels.adapters, levels.draws
+    shapes = {"backbone": (1, b, 1, 1), "adapter": (1, b, a, 1), "draw": (1, 1, 1, d), "interplay": (1, b, 1, d)}
+    table = 0.3 * rng.normal(size=(rows, 1, 1, 1)) + 0.3 * rng.normal(size=(rows, b, a, d))
+    for name, component in components.items():
+        effect = rng.normal(size=shapes[name])
+        table += 0.3 * component * np.sqrt(effect.size / rows) * effect
+    return table.reshape(rows, -1)
 
 
 def accuracies(studies: int) -> Iterator[dict[str, Any]]:
