@@ -1,6 +1,8 @@
 """How sure a mean over test rows, backbones, adapters and draws is, and whose doing the uncertainty is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from math import prod
 
@@ -63,52 +65,63 @@ def variance_of_mean(delta_ru: Floats, levels: Levels | None = None) -> Variance
     if len(delta_ru) == 1:
         return Variance(np.inf, 1.0, 0.0)
     if levels is None:
-        return _two_way(delta_ru)
+        return _two_way(_parts(delta_ru), delta_ru.shape)
     table_rbad = delta_ru.reshape(len(delta_ru), levels.backbones, levels.adapters, levels.draws)
     for axis in (1, 2, 3):
         first = table_rbad.take([0], axis)
-        table_rbad = first if np.allclose(table_rbad, first, rtol=0, atol=1e-12) else table_rbad
+        table_rbad = first if np.abs(table_rbad - first).max() <= 1e-12 else table_rbad
     outer_rpd = table_rbad[:, 0] if table_rbad.shape[1] == 1 else table_rbad.mean(2)
-    alone = 1 in outer_rpd.shape[1:]
-    found = _two_way(outer_rpd.reshape(len(delta_ru), -1)) if alone else _three_way(outer_rpd)
-    shares = _shares(table_rbad, outer_rpd, found.unit_share)
+    part = _parts(outer_rpd)
+    found = _two_way(part, outer_rpd.shape, 2 if outer_rpd.shape[1] == 1 else 1)
+    if 1 not in outer_rpd.shape:
+        found = _three_way(part, outer_rpd.shape)
+    shares = _shares(table_rbad, part, outer_rpd.shape, found.unit_share)
     return Variance(found.value, found.degrees_of_freedom, found.unit_share, shares)
 
 
-def _part(table: Floats, *axes: int, within: tuple[int, ...] = ()) -> float:
-    """The mean square of the effect of `axes`, nested in the axes `within`, divided by the number of cells.
+Part = Callable[[tuple[int, ...]], float]
+"""Axes → the mean square of their effect, divided by the number of cells.
 
-    Its expectation is the sum of σ²_T / n_T over all components T that have these axes among theirs, n_T the
-    number of their levels in the table: what they add to the variance of the mean.
-    """
-    for axis in range(table.ndim):
-        if axis not in within:
-            mean = table.mean(axis, keepdims=True)
-            table = table - mean if axis in axes else mean
-    freedom: int = prod(table.shape[axis] - 1 for axis in axes) * prod(table.shape[axis] for axis in within)
-    return float((table**2).sum()) / (freedom * table.size)
+Its expectation is the sum of σ²_T / n_T over all components T that have these axes among theirs, n_T the number of
+their levels in the table: what they add to the variance of the mean.
+"""
 
 
-def _component(table: Floats, *axes: int, within: tuple[int, ...] = ()) -> float:
-    """What `axes` alone add to the variance of the mean, without what they share with other axes; may be < 0."""
-    if any(table.shape[axis] == 1 for axis in axes):
+def _parts(table: Floats, within: tuple[int, ...] = ()) -> Part:
+    """The parts of `table`, each computed once; effects are nested in the axes `within`."""
+
+    @cache
+    def part(axes: tuple[int, ...]) -> float:
+        others = tuple(axis for axis in range(table.ndim) if axis not in (*axes, *within))
+        effect = table.mean(others, keepdims=True)
+        for axis in axes:
+            effect = effect - effect.mean(axis, keepdims=True)
+        freedom: int = prod(table.shape[axis] - 1 for axis in axes) * prod(table.shape[axis] for axis in within)
+        return float((effect**2).sum()) / (freedom * effect.size)
+
+    return part
+
+
+def _component(part: Part, shape: tuple[int, ...], axes: tuple[int, ...], others: tuple[int, ...]) -> float:
+    """What `axes` alone add to the variance of the mean, without what they and `others` add together, or zero."""
+    if any(shape[axis] == 1 for axis in axes):
         return 0.0
-    others = [axis for axis, n in enumerate(table.shape) if n > 1 and axis not in (*axes, *within)]
+    others = tuple(axis for axis in others if shape[axis] > 1)
     more = [some for n in range(len(others) + 1) for some in combinations(others, n)]
-    return sum((-1.0) ** len(some) * _part(table, *axes, *some, within=within) for some in more)
+    return max(0.0, sum((-1.0) ** len(some) * part(tuple(sorted(axes + some))) for some in more))
 
 
-def _two_way(delta_ru: Floats) -> Variance:
-    """Rows × units: V = rows + units − rows×units, the parts being mean squares divided by R·U.
+def _two_way(part: Part, shape: tuple[int, ...], axis: int = 1) -> Variance:
+    """Rows × the units along `axis`, averaged over any other: V = rows + units − rows×units.
 
     Where V falls below the part of rows or of units, a component's estimate is negative; it is taken as zero,
     which leaves the larger of these two.
     """
-    rows, units = delta_ru.shape
-    of_rows = _part(delta_ru, 0)
+    rows, units = shape[0], shape[axis]
+    of_rows = part((0,))
     if units == 1:
         return Variance(of_rows, rows - 1.0, 0.0)
-    of_units, of_both = _part(delta_ru, 1), _part(delta_ru, 0, 1)
+    of_units, of_both = part((axis,)), part((0, axis))
     total = max(of_rows + of_units - of_both, of_rows, of_units)
     if total == 0:
         return Variance(0.0, rows - 1.0, 0.0)
@@ -121,24 +134,33 @@ def _two_way(delta_ru: Floats) -> Variance:
     return Variance(total, freedom, max(0.0, of_units - of_both) / total)
 
 
-def _three_way(delta_rpd: Floats) -> Variance:
-    """Rows × P × draws: V = R + P + D − RP − RD − PD + RPD, the parts being mean squares divided by all cells.
+def _three_way(part: Part, shape: tuple[int, ...]) -> Variance:
+    """Rows × P × draws: V = R + P + D − RP − RD − PD + RPD.
 
     Where the component of P or of draws is estimated as negative it is taken as zero, which leaves the two-way V
     after averaging over it: V is never less than either of the two.
     """
-    rows, of_p, of_d = delta_rpd.shape
-    parts = {axes: _part(delta_rpd, *axes) for n in (1, 2, 3) for axes in combinations(range(3), n)}
-    total = sum((-1) ** (len(axes) + 1) * part for axes, part in parts.items())
-    without = max((_two_way(delta_rpd.mean(axis)) for axis in (1, 2)), key=lambda found: found.value)
+    rows, of_p, of_d = shape
+    parts = {axes: part(axes) for n in (1, 2, 3) for axes in combinations(range(3), n)}
+    total = sum((-1.0) ** (len(axes) + 1) * value for axes, value in parts.items())
+    without = max((_two_way(part, shape, axis) for axis in (1, 2)), key=lambda found: found.value)
     if total <= without.value * (1 + 1e-9):
         return without
-    spread = sum(part**2 / prod(delta_rpd.shape[axis] - 1 for axis in axes) for axes, part in parts.items())
-    p, d, both = (max(0.0, _component(delta_rpd, *axes)) / total for axes in ((1,), (2,), (1, 2)))
+    spread = sum(value**2 / prod(shape[axis] - 1 for axis in axes) for axes, value in parts.items())
+    p, d, both = (share / total for share in _outer(part, shape))
     rest = max(0.0, 1 - p - d - both)
     harmonic = p / (of_p - 1) + d / (of_d - 1) + both / ((of_p - 1) * (of_d - 1)) + rest / (rows - 1)
-    freedom = _degrees_of_freedom(total, spread, harmonic, min(rows, of_p, of_d))
+    freedom = _degrees_of_freedom(total, spread, harmonic, min(shape))
     return Variance(total, freedom, max(0.0, 1 - parts[0,] / total))
+
+
+def _outer(part: Part, shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """The components of P, of draws, and of both together."""
+    return (
+        _component(part, shape, (1,), (0, 2)),
+        _component(part, shape, (2,), (0, 1)),
+        _component(part, shape, (1, 2), (0,)),
+    )
 
 
 def _degrees_of_freedom(total: float, spread: float, harmonic: float, fewest: int) -> float:
@@ -154,12 +176,13 @@ def _degrees_of_freedom(total: float, spread: float, harmonic: float, fewest: in
     return max(1 / max(spread / total**2, harmonic), fewest - 1.0)
 
 
-def _shares(table_rbad: Floats, outer_rpd: Floats, unit_share: float) -> Shares:
-    """`unit_share` divided as the components are estimated, negative ones taken as zero."""
-    outer, draw, both = (max(0.0, _component(outer_rpd, *axes)) for axes in ((1,), (2,), (1, 2)))
+def _shares(table_rbad: Floats, part: Part, shape: tuple[int, ...], unit_share: float) -> Shares:
+    """`unit_share` divided as the components are estimated."""
+    outer, draw, both = _outer(part, shape)
     adapter = outer
     if table_rbad.shape[1] > 1:
-        adapter = min(outer, max(0.0, _component(table_rbad, 2, within=(1,))))
+        nested = _parts(table_rbad, within=(1,))
+        adapter = min(outer, _component(nested, table_rbad.shape, (2,), (0, 3)))
     parts = np.array([outer - adapter, adapter, draw, both])
     if parts.any():
         parts *= unit_share / parts.sum()

@@ -160,12 +160,9 @@ def _of_levels(gain: Difference, levels: Levels) -> list[str]:
     if not gain.varied and not gain.fixed:
         return ["nothing is drawn: test rows only"]
     notes = [f"conditional on one {name}" for name in gain.fixed if name != "backbone"]
-    counts = {name: getattr(levels, COUNTED[name]) for name in gain.varied}
-    if "backbone" in counts:
-        counts = {
-            name: n for name, n in counts.items() if COUNTED[name] != "adapters"
-        }  # these are averaged within
-    notes += [f"two {plural(name)}: {_FEW}" for name, count in counts.items() if count == 2]
+    averaged = {"adapters"} if "backbone" in gain.varied else set()  # over those of each backbone
+    outer = [name for name in gain.varied if COUNTED[name] not in averaged]
+    notes += [f"two {plural(name)}: {_FEW}" for name in outer if getattr(levels, COUNTED[name]) == 2]
     interval = gain.primary.interval
     if interval is not None and interval.shares is not None and gain.varied:
         notes.append(uncertain(interval.shares, gain.varied))

@@ -1,10 +1,10 @@
 """Whether the intervals hold the truth as often as they say, by simulated studies.
 
 Run with `uv run python tests/studies/coverage.py [--quick] [--only PART] [--json FILE]`. A study is a table of
-test rows × seeds, or × backbones, adapters and draws. Seeds add a component that is zero, small, as large as that of rows, or dominant in the error
-of the mean. Tables are Gaussian, or differences in {−1, 0, 1} of two arms whose latent scores share the rows'
-difficulty (a probit model, so the true accuracies are known in closed form); rows are alone, or in clusters of
-unequal sizes.
+test rows × seeds, or × backbones, their adapters and draws. Seeds add a component that is zero, small, as large
+as that of rows, or dominant in the error of the mean. Tables are Gaussian, or differences in {−1, 0, 1} of two
+arms whose latent scores share the rows' difficulty (a probit model, so the true accuracies are known in closed
+form); rows are alone, or in clusters of unequal sizes.
 """
 
 import argparse
