@@ -93,11 +93,11 @@ def _parts(table: Floats, within: tuple[int, ...] = ()) -> Part:
     @cache
     def part(axes: tuple[int, ...]) -> float:
         others = tuple(axis for axis in range(table.ndim) if axis not in (*axes, *within))
-        effect = table.mean(others, keepdims=True)
+        effect: Floats = table.mean(others, keepdims=True)
         for axis in axes:
             effect = effect - effect.mean(axis, keepdims=True)
-        freedom: int = prod(table.shape[axis] - 1 for axis in axes) * prod(table.shape[axis] for axis in within)
-        return float((effect**2).sum()) / (freedom * effect.size)
+        freedom = prod([table.shape[axis] - 1 for axis in axes] + [table.shape[axis] for axis in within])
+        return float((effect**2).sum() / (freedom * effect.size))
 
     return part
 
@@ -108,8 +108,7 @@ def _component(part: Part, shape: tuple[int, ...], axes: tuple[int, ...], others
         return 0.0
     others = tuple(axis for axis in others if shape[axis] > 1)
     more = [some for n in range(len(others) + 1) for some in combinations(others, n)]
-    found: float = sum((-1) ** len(some) * part(tuple(sorted(axes + some))) for some in more)
-    return max(0.0, found)
+    return max(0.0, sum((-1) ** len(some) * part(tuple(sorted(axes + some))) for some in more))
 
 
 def _two_way(part: Part, shape: tuple[int, ...], axis: int = 1) -> Variance:
