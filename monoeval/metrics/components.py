@@ -108,7 +108,7 @@ def _component(part: Part, shape: tuple[int, ...], axes: tuple[int, ...], others
         return 0.0
     others = tuple(axis for axis in others if shape[axis] > 1)
     more = [some for n in range(len(others) + 1) for some in combinations(others, n)]
-    return max(0.0, sum((-1) ** len(some) * part(tuple(sorted(axes + some))) for some in more))
+    return max(0.0, sum((-1.0) ** len(some) * part(tuple(sorted(axes + some))) for some in more))
 
 
 def _two_way(part: Part, shape: tuple[int, ...], axis: int = 1) -> Variance:
@@ -142,7 +142,7 @@ def _three_way(part: Part, shape: tuple[int, ...]) -> Variance:
     """
     rows, of_p, of_d = shape
     parts = {axes: part(axes) for n in (1, 2, 3) for axes in combinations(range(3), n)}
-    total = sum((-1) ** (len(axes) + 1) * value for axes, value in parts.items())
+    total = sum((-1.0) ** (len(axes) + 1) * value for axes, value in parts.items())
     without = max((_two_way(part, shape, axis) for axis in (1, 2)), key=lambda found: found.value)
     if total <= without.value * (1 + 1e-9):
         return without
