@@ -56,16 +56,27 @@ class Batch:
 
 
 def batches(
-    codes: TrainingCodes, problems: Sequence[Problem], n_classes: int, n_folds: int, balanced: bool
+    codes: TrainingCodes,
+    problems: Sequence[Problem],
+    n_classes: int,
+    n_folds: int,
+    balanced: bool,
+    *,
+    copies: int = 1,
 ) -> Iterator[Batch]:
-    """Yield `problems` on codes [N, M] in few batches that fit into memory."""
+    """Yield `problems` on codes [N, M] in few batches that fit into memory, each fitted `copies` times at once.
+
+    With `n_folds` 0 nothing is held out, and validation rows are left aside: `n_fits` is then 0.
+    """
+    if not n_folds:
+        problems = [Problem(problem.rows, problem.labels) for problem in problems]
     n, width = len(codes), codes.width
     whole: dict[int, list[int]] = defaultdict(list)
     shared: dict[tuple[int, bytes, bytes], list[int]] = defaultdict(list)
     for i, problem in enumerate(problems):
         size, validation = len(problem.rows), problem.validation_rows
         given = b"" if validation is None else validation.tobytes()
-        n_fits = 1 if given or size >= MANY_ROWS else min(n_folds, size)
+        n_fits = min(n_folds, 1 if given or size >= MANY_ROWS else size)
         once = len(np.unique(problem.rows)) == size
         if not given and once and (size > n / 2 or size * width > GATHERED):
             whole[n_fits].append(i)  # rows of weight 0 cost less than a copy of the codes
@@ -74,21 +85,21 @@ def batches(
     if whole:
         rows = all_rows(codes)
         for n_fits, members in whole.items():
-            size = max(1, at_once(rows.variances_gd.shape[1], n_classes) // n_fits)
+            size = max(1, at_once(rows.variances_gd.shape[1], n_classes) // max(n_fits, copies))
             for i in range(0, len(members), size):
                 yield _batch(rows, [np.arange(n)], problems, [members[i : i + size]], n_fits, balanced, whole=True)
     alike: dict[tuple[int, bool, int, int], list[list[int]]] = defaultdict(list)
     for (n_fits, _, given), group in shared.items():
         first = problems[group[0]]
-        # a few hundred rows of padding, or four times the rows, cost less than one more batch
-        step = int(np.log2(max(len(first.rows), 256)) / 2)
-        size = max(1, at_once(min(len(first.rows), width), n_classes) // n_fits)
+        # a few dozen rows of padding, or twice the rows, cost less than one more batch
+        step = max(6, (len(first.rows) - 1).bit_length())
+        size = max(1, at_once(min(len(first.rows), width), n_classes) // max(n_fits, copies))
         for i in range(0, len(group), size):
             part = group[i : i + size]
             alike[n_fits, bool(given), len(part), step].append(part)
     for (n_fits, _, size, _), groups in alike.items():
         longest = max(len(problems[group[0]].rows) for group in groups)
-        fitting = at_once(min(longest, width), n_classes) // (n_fits * size)
+        fitting = at_once(min(longest, width), n_classes) // (max(n_fits, copies) * size)
         together = max(1, min(GATHERED // (longest * min(longest, width)), fitting))
         for i in range(0, len(groups), together):
             some = groups[i : i + together]
@@ -124,7 +135,8 @@ def _batch(
         labels[at][at_rows] = problem.labels
         judged_by[at][at_rows] = problem.labels if problem.selection_labels is None else problem.selection_labels
         weights[at][at_rows] = _balance(problem.labels) if balanced else 1.0
-        fold[at][at_rows] = n_fits if given is not None else _folds(problem, n_fits)
+        if n_fits:
+            fold[at][at_rows] = n_fits if given is not None else _folds(problem, n_fits)
         cluster = None
         if given is not None:
             assert problem.validation_labels is not None

@@ -11,6 +11,7 @@ and are left out.
 import torch
 from torch import Tensor
 
+from monoeval.probes.newton import Newton
 from monoeval.probes.objective import Objective, Point
 
 MEMORY = 5
@@ -138,7 +139,7 @@ class Descent:
                     for s, y, r in history
                 ]
 
-    def put(self, groups: Tensor, other: "Descent") -> None:
+    def put(self, groups: Tensor, other: "Descent | Newton") -> None:
         """Take over these groups from a descent that went on with them."""
         other.passes += self.passes[groups]
         for name in ("x", "value", "gap", "converged", "passes"):

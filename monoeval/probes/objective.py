@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monoeval.probes.rows import CHUNK, Rows, RowSpace
+from monoeval.probes.rows import CHUNK, Rows
 from monoeval.probes.spec import GCE, SCE, Gradient, LabelSmoothing
 from monoeval.products import reduced
 
@@ -227,7 +227,7 @@ class Objective:
             z = z.view(n_groups, n_problems, n_classes, z.shape[2])
             z -= z.amax(2, keepdim=True)
             ahead = z.gather(2, label)
-            smooth = self._mean_logit(z) if self.loss.smoothing else None
+            smooth = self.mean_logit(z) if self.loss.smoothing else None
             z.clamp_(min=LOWEST_EXPONENT).exp_()
             own = ahead.clamp(min=LOWEST_EXPONENT).exp()
             z.scatter_(2, label, 0.0)
@@ -258,7 +258,7 @@ class Objective:
                 z *= pull / mass
             z.scatter_(2, label, -pull * rest)
             if smooth is not None:
-                self._smooth(z, label, pull)
+                self.smooth(z, label, pull)
             total += z.sum(3)
             with self._reduced(self.reduced_gradient):
                 chunk.add(gradient, z.flatten(1, 2))
@@ -283,16 +283,6 @@ class Objective:
         loss = -torch.special.xlogy(frequency, frequency).sum(2)
         return x, Point(loss, gradient, torch.ones_like(self.l2), spread, p * (1 - p) * mean_gpcd, losses)
 
-    def double(self) -> "Objective":
-        """The same problems in float64: for few rows, where that costs little."""
-        assert isinstance(self.rows, RowSpace)
-        other = copy(self)
-        other.rows = self.rows.double()
-        other.share, other.mean_gpd, other.targets_gpcd = (
-            t.double() for t in (self.share, self.mean_gpd, self.targets_gpcd)
-        )
-        return other
-
     def adopt(self, x: Tensor) -> Tensor:
         """Parameters that were found for other rows, where other classes may have been missing."""
         usual = self.target_frequency.clamp(min=1e-30).log().to(x.dtype)
@@ -306,21 +296,21 @@ class Objective:
         penalty = 0.5 * self.l2 * w.square().sum((2, 3), dtype=torch.float64)
         gradient = point.gradient.clone()
         gradient[..., :-1].addcmul_(w, self.l2[..., None, None].to(x.dtype))
-        return Weighed(point.loss + penalty, penalty, gradient, self._bound(x, point))
+        return Weighed(point.loss + penalty, penalty, gradient, self.bound(x, point.loss, point.gradient))
 
-    def _mean_logit(self, z: Tensor) -> Tensor:
+    def mean_logit(self, z: Tensor) -> Tensor:
         """Mean logit [G, P, 1, n] of the classes that have rows."""
         present = self.present[..., None].to(z.dtype)
         return (z * present).sum(2, keepdim=True) / present.sum(2, keepdim=True)
 
-    def _smooth(self, z: Tensor, label: Tensor, pull: Tensor) -> None:
+    def smooth(self, z: Tensor, label: Tensor, pull: Tensor) -> None:
         """Turn share·(p - e) into share·(p - target), in place."""
         s, present = self.loss.smoothing, self.present[..., None].to(z.dtype)
         z -= pull * (s * present / present.sum(2, keepdim=True))
         z.scatter_add_(2, label, s * pull)
 
-    def _bound(self, x: Tensor, point: Point) -> Tensor:
-        """A lower bound [G, P] on the minimum, from Fenchel duality.
+    def bound(self, x: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """A lower bound [G, P] on the minimum, from Fenchel duality; `loss` is Σ ω ℓ at `x`, with its gradient.
 
         Any rows of probabilities p with Σ ω p = Σ ω target (the free intercept's condition) give the bound Σ ω
         H(p_i) - ‖Σ ω (p_i - target_i) x_i‖²/2λ, and at p = softmax(W x + b) the entropies sum to Σ ω H(p) = Σ ω
@@ -329,9 +319,9 @@ class Objective:
         entropy is concave. Exact but for rounding.
         """
         if not self.loss.convex:
-            return torch.full_like(point.loss, -torch.inf)
+            return torch.full_like(loss, -torch.inf)
         w, b = x[..., :-1], x[..., -1].double()
-        pull, tilt = point.gradient[..., :-1], point.gradient[..., -1].double()
+        pull, tilt = gradient[..., :-1], gradient[..., -1].double()
         b = torch.where(self.present, b - (self.target_frequency * b).sum(2, keepdim=True), 0.0)
         tilt = torch.where(self.present, tilt, 0.0)
         tilt = tilt - tilt.sum(2, keepdim=True) * self.target_frequency  # it sums to zero but for rounding
@@ -340,7 +330,7 @@ class Objective:
         q = ((self.target_frequency - (1 - t)[..., None] * mean_p) / t.clamp(min=1e-300)[..., None]).clamp(min=0)
         entropy_q: Tensor = -torch.special.xlogy(q, q).sum(2)
         slope = (pull * w).sum((2, 3), dtype=torch.float64) + (tilt * b).sum(2)
-        entropy = point.loss - slope
+        entropy = loss - slope
         t_, q_ = t[..., None, None].to(x.dtype), q[..., None].to(x.dtype)
         moved = pull - t_ * (pull + self.targets_gpcd - q_ * self.mean_gpd[:, :, None])
         return (1 - t) * entropy + t * entropy_q - moved.square().sum((2, 3), dtype=torch.float64) / (2 * self.l2)

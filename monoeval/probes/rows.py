@@ -9,6 +9,7 @@ the optimum lies in the rows' span, so their Gram matrix is all that is needed.
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ KEPT = 2**30
 SPARSE_ROWS = 4096
 LEADING, SUBSPACE_STEPS = 512, 2
 """Axes of wider codes that a descent is started with, and the steps that find them."""
+SPANNED = 2**21
+"""Numbers of codes whose spans are found together: 50 MB with what is made of them."""
 CHUNK, FEWEST_ROWS = 2**20, 1024
 """Logits (4 MB) that stay in the cache between the two products of a pass, and the fewest rows of one product."""
 
@@ -301,20 +304,34 @@ class Span:
     axes_md: Tensor
 
     @classmethod
-    def of(cls, codes: TrainingCodes, rows: Tensor, n_fitted: int) -> tuple["Span", Tensor]:
-        """The span of the first `n_fitted` rows, and coordinates [n, D] of all of them."""
-        columns, codes_nm = codes.compact(rows)
-        mean = codes_nm[:n_fitted].mean(0)
-        centred = codes_nm - mean
-        fitted = centred[:n_fitted].double()
-        if n_fitted < fitted.shape[1]:
-            squares, turn = torch.linalg.eigh(fitted @ fitted.T)
-            kept = squares > squares[-1:].clamp(min=1e-300) * n_fitted * 1e-14
-            axes = (fitted.T @ turn[:, kept]) / squares[kept].sqrt()
+    def of(cls, codes: TrainingCodes, rows_gn: Tensor, n_fitted: int) -> Iterator[tuple["Span", Tensor]]:
+        """The span of the first `n_fitted` rows of each group, and coordinates [n, D] of all of them."""
+        size = 1 if codes.sparse else max(1, SPANNED // (rows_gn.shape[1] * codes.width))
+        for start in range(0, len(rows_gn), size):
+            some_gn = rows_gn[start : start + size]
+            columns, codes_nm = codes.compact(some_gn.flatten())
+            yield from cls._of(columns, codes.width, codes_nm.view(*some_gn.shape, -1), n_fitted)
+
+    @classmethod
+    def _of(
+        cls, columns: Tensor | slice, width: int, codes_gnm: Tensor, n_fitted: int
+    ) -> Iterator[tuple["Span", Tensor]]:
+        mean_gm = codes_gnm[:, :n_fitted].mean(1)
+        centred = codes_gnm - mean_gm[:, None]
+        fitted = centred[:, :n_fitted].double()
+        if n_fitted < fitted.shape[2]:
+            squares, turn = torch.linalg.eigh(fitted @ fitted.mT)
+            kept = squares > squares[:, -1:].clamp(min=1e-300) * n_fitted * 1e-14
+            unused = n_fitted - int(kept.sum(1).max())
+            squares, turn = squares[:, unused:], turn[..., unused:]
+            # what a group spans less than its neighbours has coordinates of zero
+            turn *= torch.where(kept[:, unused:], squares.clamp(min=1e-300).rsqrt(), 0.0)[:, None]
+            axes = fitted.mT @ turn
         else:
-            axes = torch.linalg.eigh(fitted.T @ fitted)[1]
-        axes_md = axes.float()
-        return cls(columns, codes.width, mean, axes_md), centred @ axes_md
+            axes = torch.linalg.eigh(fitted.mT @ fitted)[1]
+        axes_gmd = axes.float()
+        for mean_m, axes_md, coordinates_nd in zip(mean_gm, axes_gmd, centred @ axes_gmd, strict=True):
+            yield cls(columns, width, mean_m, axes_md), coordinates_nd
 
 
 class RowSpace(Rows):
@@ -328,7 +345,14 @@ class RowSpace(Rows):
     @classmethod
     def of(cls, codes: TrainingCodes, groups: Sequence[Tensor], fitted: Sequence[int]) -> "RowSpace":
         """Rows [n] of each group, of which the first `fitted` are fitted and span the space; padded with zeros."""
-        made = [Span.of(codes, rows, n_fitted) for rows, n_fitted in zip(groups, fitted, strict=True)]
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for g, rows in enumerate(groups):
+            alike[len(rows), fitted[g]].append(g)
+        found: dict[int, tuple[Span, Tensor]] = {}
+        for (_, n_fitted), members in alike.items():
+            rows_gn = torch.stack([groups[g] for g in members])
+            found.update(zip(members, Span.of(codes, rows_gn, n_fitted), strict=True))
+        made = [found[g] for g in range(len(groups))]
         n, d = max(len(c) for _, c in made), max(c.shape[1] for _, c in made)
         out = made[0][1].new_zeros(len(made), n, d)
         variances = out.new_zeros(len(made), d)
@@ -358,10 +382,6 @@ class RowSpace(Rows):
 
     def end(self, gradient: Tensor, total_gpc: Tensor) -> Tensor:
         return torch.cat([gradient.view(*total_gpc.shape, -1), total_gpc[..., None]], 3)
-
-    def double(self) -> "RowSpace":
-        """The same rows, for a pass in float64."""
-        return RowSpace(self.coordinates_gnd.double(), self.variances_gd.double(), self.spans)
 
     def take(self, groups: Tensor) -> "RowSpace":
         return RowSpace(

@@ -47,8 +47,9 @@ def fit_selected(
     weights = torch.empty(len(problems), n_classes, codes.width, device=codes.device)
     intercept = torch.empty(len(problems), n_classes, device=codes.device)
     choices: dict[int, Choice] = {}
+    n_folds = spec.folds if judged or len(set(spec.l2)) > 1 else 0
     with bar("Fitting probes", len(problems), "probe") as advance:
-        for batch in batches(codes, problems, n_classes, spec.folds, spec.balanced):
+        for batch in batches(codes, problems, n_classes, n_folds, spec.balanced):
             fitted = _Path(batch, n_classes, spec).fit(judged)
             members = torch.tensor(batch.members, device=codes.device)
             weights[members], intercept[members] = fitted.weights_pcm, fitted.intercept_pc

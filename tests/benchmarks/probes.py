@@ -40,10 +40,9 @@ from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
 from monoeval.probes import rows as solver_rows
 from monoeval.probes.codes import TrainingCodes
-from monoeval.probes.fit import fit_probes
+from monoeval.probes.each import solve_each
 from monoeval.probes.logistic import Grid, solve_grid
-from monoeval.probes.problem import LinearProbes, Problem
-from monoeval.probes.spec import Logistic
+from monoeval.probes.problem import Problem
 
 RATES = tuple(step / 10 for step in range(10))
 L2S = tuple(10.0**power for power in range(-6, 0))
@@ -72,10 +71,8 @@ def facts_of(grid: Grid, seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "probes": grid.gap_pl.numel(), "passes": passes, "gap": gap}
 
 
-def our_few_shots(codes_nm: torch.Tensor, problems: Sequence[Problem], l2: float, n_classes: int) -> LinearProbes:
-    probes = fit_probes(TrainingCodes(codes_nm), problems, n_classes, Logistic(l2=(l2,)))
-    assert isinstance(probes, LinearProbes)
-    return probes
+def our_few_shots(codes_nm: torch.Tensor, problems: Sequence[Problem], n_classes: int) -> Grid:
+    return solve_each(TrainingCodes(codes_nm), problems, FEW_SHOT_L2S, n_classes)
 
 
 # What a case is given, and what it gives.
@@ -338,36 +335,34 @@ def few_shot(setting: Setting) -> Case:
     for code in range(n_codes):
         source = Source(width, n_classes, seed=code)
         rows, labels = source.draw(2_000, stream=1)
-        test, tensor, probes = source.draw(10_000, stream=2), torch.from_numpy(rows), []
+        test, tensor = source.draw(10_000, stream=2), torch.from_numpy(rows)
         of_class = [np.flatnonzero(labels == c) for c in range(n_classes)]
         drawn = [
             np.concatenate([rng.choice(c, k, False) for c in of_class]) for k in shots for _ in range(n_draws)
         ]
         problems = [Problem(picked, labels[picked]) for picked in drawn]
-        our_few_shots(tensor, problems[:1], 1.0, n_classes)  # loads what the first call loads
-        for l2 in FEW_SHOT_L2S:
-            seconds, fitted = timed(our_few_shots, tensor, problems, l2, n_classes)
-            spent.append(seconds)
-            gaps += [choice.measures["gap"] for choice in fitted.choices]
-            probes.append(fitted)
+        our_few_shots(tensor, problems[:1], n_classes)  # loads what the first call loads
+        seconds, fitted = timed(our_few_shots, tensor, problems, n_classes)
+        spent.append(seconds)
+        gaps += fitted.gap_pl.flatten().tolist()
         for k, j in sample[code::n_codes]:
             i = k * n_draws + int(rng.integers(n_draws))
             own, label = rows[problems[i].rows], problems[i].labels
             with threadpool_limits(1):  # in one thread it is faster on so few rows
                 peer = scikit_learn(own, label, FEW_SHOT_L2S[j])
             theirs.append(peer.seconds)
-            fit = Fit(probes[j].weights_pcm[i].numpy(), probes[j].intercept_pc[i].numpy())
+            fit = fit_of(fitted, i, j)
             verdicts.append(Judge(Referee(own), label, FEW_SHOT_L2S[j], fit, peer.fit, test)(fit))
     count = len(gaps)
     each = {"ours": sum(spent) / count, "scikit-learn": statistics.mean(theirs)}
     table = Table("", "fitted", "ms a probe", f"seconds for {count}", "times scikit-learn")
-    for name, fitted in (("ours", count), ("scikit-learn", len(theirs))):
+    for name, number in (("ours", count), ("scikit-learn", len(theirs))):
         times = (
             f"{1000 * each[name]:.3f}",
             f"{count * each[name]:.2f}",
             f"{each['scikit-learn'] / each[name]:.1f}",
         )
-        table.add_row(name, str(fitted), *times)
+        table.add_row(name, str(number), *times)
     setting.console.print(table)
     case.facts |= {"probes": count, "seconds": spent, "scikit_learn_seconds": theirs}
     case.answer("all: certified gap", max(gaps), 1e-4)
