@@ -16,17 +16,20 @@ def finetune(
     adapt: Annotated[
         str, typer.Option(help="full, lora, monolora (LoRA with a ReLU between its factors), or several.")
     ] = "full",
-    scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
+    scenario: o.Scenario = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training rows of a trial.")] = None,
     learning_rate: Annotated[
         str | None, typer.Option(help="One, or several to choose from on held-out training rows.")
     ] = None,
     data: o.DataName = "digits",
     target: o.Target = None,
+    select_on: o.SelectOn = None,
     seeds: o.Seeds = 3,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
+    domain_column: o.DomainColumn = None,
+    domains: o.Domains = None,
     split: o.Split = None,
     weights: o.Weights = "pretrained",
     layer: o.Layer = None,
@@ -61,9 +64,10 @@ def finetune(
     study = changed(
         study,
         name="finetune-" + "+".join(o.short(m) for m in models),
-        data=o.data_spec(data, image_column, label_column, split),
+        data=o.data_spec(data, image_column, label_column, split, domain_column, domains),
         target=[DataSpec(name=name) for name in o.split_commas(target)],
         scenarios=o.split_commas(scenario),
+        select_on=select_on,
         seeds=seeds,
         limit=limit,
     )

@@ -30,6 +30,11 @@ Probe = Annotated[
     str | None,
     typer.Option(help=f"Probe of every arm: {', '.join(PROBES)}. By default the recipe's, or logistic."),
 ]
+Scenario = Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")]
+SelectOn = Annotated[
+    Literal["noisy-val", "clean-val"] | None,
+    typer.Option(help="Labels of held-out rows to tune on under label noise; clean-val is an oracle."),
+]
 DataName = Annotated[
     str | None, typer.Option("--data", "-d", help="digits, a hub id, or a folder of images or parquet.")
 ]

@@ -1,6 +1,6 @@
 """`monoeval suite`: run a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ def suite(
     k: o.K = None,
     width_factor: o.WidthFactor = None,
     probe: o.Probe = None,
-    scenario: Annotated[list[str] | None, typer.Option(help="From `monoeval list scenarios`. Repeat it.")] = None,
+    scenario: o.Scenario = None,
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="A file, or a name from `monoeval list recipes`.")
     ] = "quickstart",
@@ -23,10 +23,7 @@ def suite(
     latents: Annotated[
         bool, typer.Option("--latents", help="Also probe the most, least and random monosemantic latents alone.")
     ] = False,
-    select_on: Annotated[
-        Literal["noisy-val", "clean-val"] | None,
-        typer.Option(help="Labels that probes are tuned on under label noise; clean-val is an oracle."),
-    ] = None,
+    select_on: o.SelectOn = None,
     zero_shot: o.ZeroShot = False,
     seeds: o.Seeds = None,
     limit: o.Limit = None,

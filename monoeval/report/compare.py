@@ -22,7 +22,9 @@ def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Tabl
     inside = {row.arm for row in rows if here & {*points_of(row)}}
     outside = {row.arm for row in rows} - inside
     arms = [arm for arm in scores.arms if arm["name"] not in outside]
-    held_against = {name for arm in scores.arms for name in arm.get("controls") or ()}
+    # one that the family names is judged itself, too
+    claimed = {claim["arm"] for claim in scores.recipe.get("family") or ()}
+    held_against = {name for arm in scores.arms for name in arm.get("controls") or ()} - claimed
     made, primary, label = columns(points, scores.label_signal)
     return Table(
         scenario=scenario,

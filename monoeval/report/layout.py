@@ -85,6 +85,7 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
         made = [Column(_DETECTORS[p.series], (p,)) for p in points]
         return tuple(made), 0, f"AUROC by {made[0].label}"
     series = by_series(points)
+    shares = scenario == "few-shot" and "share" in series
     if scenario in {"corruption", "input-noise"}:
         # Level 0 is the same clean test set in every series: shown once.
         made = [Column("clean", (p,)) for p in points if p.level == 0][:1]
@@ -104,13 +105,14 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
         ]
         rest = [p for column in made if not column.negative_control for p in column.points]
         # what changes nothing is no part of a summary of the change
-        unchanged = 1 if scenario == "imbalance" else 0
+        unchanged = 1 if scenario == "imbalance" or shares else 0
         primary = tuple(p for p in rest if p.level != unchanged) or tuple(rest)
     made = [column for column in made if column.points]
     if len(primary) == 1:
         place = next(i for i, column in enumerate(made) if column.points == primary)
         return tuple(made), place, f"{quantity(scenario)} at {made[place].label}"
-    words = f"mean {quantity(scenario)} over {len(primary)} {_LEVELS.get(scenario, 'levels')}"
+    levels = "shares of the rows" if shares else _LEVELS.get(scenario, "levels")
+    words = f"mean {quantity(scenario)} over {len(primary)} {levels}"
     if any(column.negative_control for column in made):
         words += " with label signal"
     return (*made, Column("mean", primary)), len(made), words

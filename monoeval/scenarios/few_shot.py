@@ -23,7 +23,10 @@ class FewShot(Spec):
     name: Literal["few-shot"] = "few-shot"
     shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    """Of the training rows of each class, at least one row, for example [0.01, 0.05, 0.1, 0.2, 0.5]."""
+    """Of the training rows of each class, at least one row, for example [0.01, 0.05, 0.1, 0.2, 0.5].
+
+    A share of 1 is all rows: nothing is drawn, so it is fitted once whatever the repeats, and the mean over shares
+    leaves it out."""
     repeats: Annotated[int, Field(ge=1)] = 10
     """Draws for each seed; averaged within the seed."""
 
@@ -40,7 +43,10 @@ class FewShot(Spec):
                 rows = Shots(shots=k, validation=_validation(k), draw=seed, repeat=repeat)
                 yield self._trial(data, "shots", k, rows)
             for share in self.shares:
-                yield self._trial(data, "share", share, Share(share=share, draw=seed, repeat=repeat))
+                if share < 1:
+                    yield self._trial(data, "share", share, Share(share=share, draw=seed, repeat=repeat))
+                elif repeat == 0:
+                    yield self._trial(data, "share", share, None)
 
     def _check_rows(self, data: DataSpec) -> None:
         """Raise UsageError, naming a limit or shots that would do, where a class has too few rows."""
@@ -65,7 +71,7 @@ class FewShot(Spec):
             f"class {name!r} of {data.label} has {fewest}: give {', or '.join(ways or ['it more images'])}."
         )
 
-    def _trial(self, data: DataSpec, series: str, level: float, rows: Shots | Share) -> Trial:
+    def _trial(self, data: DataSpec, series: str, level: float, rows: Shots | Share | None) -> Trial:
         return Trial(
             scenario=self.name,
             protocol=f"few-shot/unlabelled-train{'/share' if series == 'share' else ''}@{level:g}",
@@ -74,8 +80,8 @@ class FewShot(Spec):
             data=data,
             fit=Fit(rows=rows),
             test=TestSet(data=data),
-            draw=rows.draw,
-            repeat=rows.repeat,
+            draw=None if rows is None else rows.draw,
+            repeat=0 if rows is None else rows.repeat,
         )
 
 

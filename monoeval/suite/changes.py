@@ -8,7 +8,8 @@ from typing import Any
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec
-from monoeval.data.load import loaded
+from monoeval.data.load import loaded, source_of
+from monoeval.data.subclasses import superclass_of
 from monoeval.errors import UsageError, unknown
 from monoeval.probes.spec import (
     ProbeSpec,
@@ -19,6 +20,7 @@ from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.ood import DEFAULT_TARGETS, OutOfDomain
 from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.scenarios.registry import SCENARIOS
+from monoeval.scenarios.subpopulation import Subpopulation
 from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe, TextArms, expand
@@ -201,7 +203,20 @@ def _scenarios(
             if scenario.target is None and data.name not in DEFAULT_TARGETS and not domains:
                 log.warning("The %s scenario is left out: name the other set with --target DATA.", scenario.name)
                 continue
+        if isinstance(scenario, Subpopulation) and not names and not _fits(scenario, data, recipe.data):
+            log.warning(
+                "The subpopulation scenario is left out: its hierarchy is of the classes of %s.", recipe.data.label
+            )
+            continue
         yield scenario
+
+
+def _fits(scenario: Subpopulation, data: DataSpec, own: DataSpec) -> bool:
+    """Whether the hierarchy is of the classes of the data; other data is not looked up on the hub for that."""
+    if source_of(data) == source_of(own):
+        return True
+    local = Path(data.name).expanduser().exists()
+    return local and set(loaded(data).train.class_names) == superclass_of(scenario.hierarchy).keys()
 
 
 def _has_domains(data: DataSpec) -> bool:

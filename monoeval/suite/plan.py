@@ -33,7 +33,7 @@ from monoeval.suite.units import Unit
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
-SCHEMA = 4
+SCHEMA = 5
 """Raised whenever equal specifications would give other scores than before."""
 
 

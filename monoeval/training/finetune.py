@@ -42,13 +42,18 @@ class Training:
 
 
 class Classifier(nn.Module):
-    """Features, their positive parts where `non_negative`, one scale, and a linear layer from zero."""
+    """Features, their positive parts where `non_negative`, one scale, and a linear layer from zero.
+
+    Of a projector the output is read with its sign, also where pretraining rectified it (NCL): whether a ReLU
+    stands before the classifier is what tells NCE from cross-entropy, in the paper (arXiv 2410.21331) too, and a
+    ReLU of the network's own would leave the two no difference but their gradient.
+    """
 
     def __init__(self, network: Network, width: int, n_classes: int, non_negative: bool) -> None:
         super().__init__()
         module, read = network.module, network.features
-        if non_negative and isinstance(module, Projected) and read is module:
-            read = module.project  # with its sign also after NCL, so that `rep_relu` teaches what is below zero
+        if isinstance(module, Projected) and read is module:
+            read = module.project
         self.backbone, self.read, self.non_negative = module, read, non_negative
         self.head = nn.Linear(width, n_classes)
         self.register_buffer("scale", torch.ones(()))

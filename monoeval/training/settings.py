@@ -12,8 +12,9 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class FinetuneSpec(Spec):
     """One training a trial: the backbone, or low-rank changes to it, together with a linear classifier.
 
-    `ce` is cross-entropy of a classifier on the features as they are, `nce` of one on their positive parts
-    (non-negative cross-entropy: Zhang et al. 2025, arXiv 2410.21331).
+    `ce` is cross-entropy of a classifier on the features with their sign (of a backbone that NCL pretrained: what
+    its projector gives before the ReLU), `nce` of one on their positive parts (non-negative cross-entropy: Zhang
+    et al. 2025, arXiv 2410.21331).
     """
 
     kind: Literal["finetune"] = "finetune"

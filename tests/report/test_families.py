@@ -8,8 +8,10 @@ import yaml
 from report_study import ARMS, RunFolder
 
 from monoeval.report import summarise
+from monoeval.report.layout import columns
 from monoeval.report.markdown import markdown
 from monoeval.report.model import Comparison, Summary
+from monoeval.report.scores import Point
 
 Make = Callable[..., RunFolder]
 ROWS = 400
@@ -63,6 +65,27 @@ def test_a_scenario_in_the_family_is_every_gain_in_it(run: RunFolder) -> None:
     assert found["clean"].baseline.adjusted_p == found["clean"].baseline.primary.interval.p_value
     assert found["clean"].controls[0].adjusted_p is None
     assert claims(summarise(run.folder), "random")["clean"].baseline.adjusted_p is None  # a control claims nothing
+
+
+def test_a_control_that_the_family_names_is_judged_too(run: RunFolder) -> None:
+    assert claims(summarise(run.folder), "random")["clean"].kind == "control"
+    name_in_recipe(run, family=[{"scenario": "clean", "arm": "random", "against": None}])
+    found = claims(summarise(run.folder), "random")["clean"]
+    assert found.kind == "no gain"
+    assert found.baseline.adjusted_p == 1
+    assert claims(summarise(run.folder))["clean"].controls[0].against == "random"
+
+
+def test_all_rows_are_no_part_of_the_mean_over_shares() -> None:
+    points = [Point("few-shot", f"few-shot/unlabelled-train/share@{s:g}", "share", s) for s in (0.1, 0.5, 1)]
+    made, primary, words = columns(points, {})
+    assert [column.label for column in made] == ["0.1", "0.5", "1", "mean"]
+    assert made[primary].points == tuple(points[:2])
+    assert words == "mean accuracy over 2 shares of the rows"
+    shots = [Point("few-shot", f"few-shot/unlabelled-train@{k}", "shots", k) for k in (1, 4)]
+    made, primary, words = columns(shots, {})
+    assert made[primary].points == tuple(shots)  # one shot is few
+    assert words == "mean accuracy over 2 numbers of shots"
 
 
 def test_a_comparison_without_a_score_still_counts(run_folder: Make) -> None:

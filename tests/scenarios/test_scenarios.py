@@ -91,6 +91,9 @@ def test_shares_are_few_shot_without_validation_rows_of_their_own() -> None:
         ("few-shot/unlabelled-train/share@1", "share", 0),
     ]
     assert made[4].fit.rows == Share(share=0.05, draw=1, repeat=1)
+    assert len(made) == 2 * 2 + 1  # all rows are one draw, whatever the repeats and the seed
+    assert (made[2].fit, made[2].draw) == (Fit(), None)
+    assert made[2] in trials("few-shot", seed=2, shots=[2], shares=[0.05, 1], repeats=2)
     assert len(trials("few-shot")) == 5 * 10
 
 

@@ -13,6 +13,7 @@ from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.problem import Problem
 from monoeval.training.finetune import Classifier, Finetuner
 from monoeval.training.lora import SCALE, LowRank, activity, insert
+from monoeval.training.networks import Projected
 from monoeval.training.networks import build as tiny
 from monoeval.training.settings import FinetuneSpec
 
@@ -199,13 +200,27 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
         made.fit(task, seed=0)
 
 
-def test_features_that_pretraining_rectified_still_learn_below_zero() -> None:
+def rectified(bias: float) -> Projected:
+    """A network as NCL leaves it, whose projector gives about `bias`."""
     torch.manual_seed(0)
     module = tiny("tiny", 8, 16, non_negative=True)
     with torch.no_grad():
-        module.projector[-1].bias.fill_(-3.0)
-    module.eval()
-    seen = torch.rand(4, 3, 16, 16)
+        module.projector[-1].bias.fill_(bias)
+    return module.eval()
+
+
+def test_of_what_pretraining_rectified_cross_entropy_reads_the_sign_too() -> None:
+    module, seen = rectified(0.0), torch.rand(4, 3, 16, 16)
+    plain, positive = (Classifier(Network(module, module, PLAIN), 8, 2, nn) for nn in (False, True))
+    assert torch.equal(plain.features(seen), module.project(seen))
+    assert (plain.features(seen) < 0).any()
+    assert torch.equal(positive.features(seen), module(seen))
+    inner = Network(module, module.backbone, PLAIN)  # another layer is read as it is
+    assert torch.equal(Classifier(inner, 128, 2, False).features(seen), module.backbone(seen))
+
+
+def test_features_that_pretraining_rectified_still_learn_below_zero() -> None:
+    module, seen = rectified(-3.0), torch.rand(4, 3, 16, 16)
     assert not module(seen).any()
     classifier = Classifier(Network(module, module, PLAIN), 8, 2, non_negative=True)
     features = classifier.features(seen)
