@@ -150,7 +150,7 @@ def _embedded(spec: DataSpec) -> Data:
     if any((spec.image_column, spec.label_column, spec.train_split, spec.test_split)):
         raise UsageError(f"{spec.name} is embedded and has its own columns and splits: name none of them.")
     if spec.domains or spec.domain_column:
-        raise no_domains(spec.name)
+        raise UsageError(f"{spec.name} has no domains: leave out --domains and --domain-column.")
     return EMBEDDED[spec.name]()
 
 

@@ -206,7 +206,7 @@ def test_no_zero_shot_arm_is_made_of_a_finetuned_one() -> None:
     [
         ([], "Which backbone? Name one with --model"),
         (["--model", "test_vit", "--select-on", "clean-val"], "--select-on is of the label-noise scenario"),
-        (["--model", "test_vit", "--domain-column", "style"], "digits has no columns: leave out --domain-column"),
+        (["--model", "test_vit", "--domain-column", "style"], "digits has no domains: leave out --domains and"),
         (["--model", "test_vit", "--domains", "photo"], "digits has no domains"),
         (["--model", "test_vit", "--objective", "mse"], "should be 'ce' or 'nce'"),
         (["--model", "test_vit", "--adapt", "half"], "should be 'full', 'lora' or 'monolora'"),
