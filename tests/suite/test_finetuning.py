@@ -20,8 +20,10 @@ from monoeval.errors import UsageError
 from monoeval.probes.problem import Problem
 from monoeval.probes.spec import Ridge
 from monoeval.report.summary import summarise
+from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.suite.changes import changed, finetuning
 from monoeval.suite.forecast import forecast
+from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.training.finetune import Finetuner, Training
@@ -199,6 +201,17 @@ def test_no_zero_shot_arm_is_made_of_a_finetuned_one() -> None:
         load_recipe(tuned).resolved()
     both = load_recipe({**tuned, "arms": [*STUDY["arms"], {"name": "raw", "backbone": "vit"}]}).resolved()
     assert [arm.name for arm in both.arms][2:] == ["raw", "raw zero-shot", "raw wise 0.5"]
+
+
+def test_the_command_reads_domains_and_an_oracle_as_a_suite_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr("monoeval.cli.finetune.show_plan", lambda study, *_: seen.append(study))
+    options = ["--data", "./photos", "--domain-column", "style", "--domains", "a,b", "--select-on", "clean-val"]
+    CliRunner().invoke(app, ["finetune", "--model", "test_vit", "--dry-run", *options], catch_exceptions=False)
+    (study,) = seen
+    assert study.data == DataSpec(name="./photos", domain_column="style", domains=("a", "b"))
+    chosen = {s.name: s.select_on for s in study.scenarios if isinstance(s, LabelNoiseScenario)}
+    assert chosen == {"label-noise": "clean-val"}
 
 
 @pytest.mark.parametrize(
