@@ -108,12 +108,44 @@ def relative_accuracy(accuracy: float, clean: float) -> float:
     return accuracy / clean if clean > 0 else float("nan")
 
 
+@dataclass(frozen=True)
+class StandardLine:
+    """logit(shifted) = slope · logit(clean) + intercept, as standard models have it."""
+
+    slope: float
+    intercept: float
+    r2: float
+    """Share of the variance of logit(shifted) that the line explains."""
+    models: int
+    low: float
+    high: float
+    """The clean accuracies that it was fitted between."""
+
+
+def standard_line(clean: ArrayLike, shifted: ArrayLike) -> StandardLine:
+    """The least-squares line through the logits of accuracies [M] of standard models (Taori et al. 2020).
+
+    Accuracies lie strictly between 0 and 1, and the clean ones are not all alike.
+    """
+    from scipy.stats import linregress  # slow to import, and for few reports
+
+    x, y = (np.asarray(some, dtype=np.float64) for some in (clean, shifted))
+    fit = linregress(logit(x), logit(y))
+    return StandardLine(
+        slope=float(fit.slope),
+        intercept=float(fit.intercept),
+        r2=float(fit.rvalue) ** 2,
+        models=len(x),
+        low=float(x.min()),
+        high=float(x.max()),
+    )
+
+
 def effective_robustness(shifted: float, clean: float, slope: float, intercept: float) -> float:
     """Accuracy under a shift beyond what standard models of this clean accuracy have (Taori et al. 2020).
 
-    shifted − σ(slope · logit(clean) + intercept), accuracies in [0, 1]. The line is one fitted to standard models
-    on the same two test sets; none comes with the tool, so without a cited one this is not available. NaN where
-    the line has no value.
+    shifted − σ(slope · logit(clean) + intercept), accuracies in [0, 1]. The line is that of `standard_line`, of
+    models scored on the same two test sets; none comes with the tool. NaN where the line has no value.
     """
     with np.errstate(invalid="ignore"):
         return float(shifted - expit(slope * logit(clean) + intercept))

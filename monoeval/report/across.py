@@ -13,7 +13,8 @@ from monoeval.errors import UsageError
 from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Summary
-from monoeval.report.scores import Point, Scores, point_of
+from monoeval.report.points import Point, point_of
+from monoeval.report.scores import Scores
 from monoeval.report.summary import summary_of
 from monoeval.suite.ledger import Row
 

@@ -11,7 +11,8 @@ from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
-from monoeval.report.scores import Point, Scores, mean_measures, points_of
+from monoeval.report.points import Point, mean_measures, points_of
+from monoeval.report.scores import Scores
 from monoeval.report.wording import COUNTED, plural, signed, uncertain
 
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from monoeval.report.model import MEAN, Column, quantity
-from monoeval.report.scores import DETECTION, Point
+from monoeval.report.points import DETECTION, Point
 
 
 def divide(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:

@@ -1,15 +1,23 @@
 """Summary measures of every arm in one table, from the ledger and its predictions alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from monoeval.metrics.paired import paired_difference
-from monoeval.metrics.scores import ALEXNET_ERROR, balanced, level_weights, mean_corruption_error
+from monoeval.metrics.scores import (
+    ALEXNET_ERROR,
+    StandardLine,
+    balanced,
+    effective_robustness,
+    level_weights,
+    mean_corruption_error,
+)
 from monoeval.report.layout import by_series
 from monoeval.report.model import Column, Measure, Value
-from monoeval.report.scores import DETECTION, Point, Sample, Scores
+from monoeval.report.points import DETECTION, Point, target_of
+from monoeval.report.scores import Sample, Scores
 from monoeval.suite.units import whole
 
 _KEPT = {"ece": "ECE", "ece_t": "ECE, scaled", "temperature": "temperature"}
@@ -54,6 +62,9 @@ def measures(scores: Scores, arms: Sequence[str], columns: Sequence[Column], pri
             if scenario in {"ood", "subpopulation"}:
                 gap = [*before, *((sample, -weight) for sample, weight in after)]
                 found.setdefault(("gap", "gap to the source"), {})[arm] = _combined(gap)
+        if scenario == "ood":
+            for name, label, value in _robustness(scores, arm, changed, clean):
+                found.setdefault((name, label), {})[arm] = value
         if scenario == "corruption" and (errors := _published_errors(changed, parts)):
             found.setdefault(("mce", "mCE"), {})[arm] = Value(mean_corruption_error(errors))
             if clean and len(both) > len(changed):
@@ -127,6 +138,39 @@ def _ratio(after: Sequence[Part], before: Sequence[Part]) -> Value | None:
     parts = [(sample, weight / base) for sample, weight in after]
     parts += [(sample, -share * weight / base) for sample, weight in before]
     return _combined(parts, share)
+
+
+def _robustness(
+    scores: Scores, arm: str, changed: Sequence[Point], clean: Sequence[Point]
+) -> Iterator[tuple[str, str, Value | None]]:
+    """Effective and relative robustness to each target with a line of standard models: name, label and value."""
+    baseline = next(about.get("baseline") for about in scores.arms if about["name"] == arm)
+    for point in changed:
+        target = target_of(point)
+        line, source = scores.standard.get(target), [p for p in clean if p.series == point.series]
+        if line is None or not source:
+            continue
+        where = f", {target}" if len(changed) > 1 else ""
+        both = _samples(scores, arm, {point: 1.0, source[0]: 1.0})
+        effective = _beyond(both[:1], both[1:], line)
+        yield f"effective_robustness_{target}", f"effective robustness{where}", effective
+        gain = scores.sample(arm, [point], baseline) if baseline else None
+        if gain is not None:
+            relative = _combined([(gain, 1.0)])
+            yield f"relative_robustness_{target}", f"relative robustness{where}", relative
+
+
+def _beyond(after: Sequence[Part], before: Sequence[Part], line: StandardLine) -> Value | None:
+    """The mean of `after` beyond what `line` has for that of `before`, whose σ(a·logit(c) + b) has the derivative
+    a·σ(1 − σ)/(c(1 − c)); the line is taken as known."""
+    clean = _mean(before)
+    if not 0 < clean < 1:
+        return None
+    shifted = _mean(after)
+    beyond = effective_robustness(shifted, clean, line.slope, line.intercept)
+    expected = shifted - beyond
+    slope = line.slope * expected * (1 - expected) / (clean * (1 - clean))
+    return _combined([*after, *((sample, -slope * weight) for sample, weight in before)], beyond)
 
 
 def _published_errors(points: Sequence[Point], parts: Sequence[Part]) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ from typing import Any
 from monoeval.metrics.components import Levels
 from monoeval.metrics.error_rates import Ratio
 from monoeval.metrics.paired import Interval
-from monoeval.report.scores import DETECTION, Point
+from monoeval.report.points import DETECTION, Point
 from monoeval.suite.ledger import Row
 
 MEAN = "mean over corruptions"

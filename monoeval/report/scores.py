@@ -1,56 +1,39 @@
 """A run folder in memory: which score answers which question, paired by row id. No torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.metrics.components import Levels
 from monoeval.metrics.detection import SCORES, linearised
-from monoeval.metrics.scores import balanced
+from monoeval.metrics.scores import StandardLine, balanced, standard_line
+from monoeval.report.points import (
+    DETECTION,
+    Point,
+    applies,
+    fixed,
+    mean_measures,
+    means,
+    point_of,
+    points_of,
+    reason,
+    seeds_of,
+    varied,
+)
+from monoeval.report.sidecars import TestRows, groups_of, labels_of, numbers, read, read_tests, union
 from monoeval.suite.ledger import Row, read_rows
 from monoeval.suite.units import Unit, units_of, whole
 
-DETECTION = "ood-detection"
-"""The scenario whose tables hold areas under the curve, not accuracies."""
-
-
 _NAMED = 4
 """Combinations of seeds that a sentence names before it only counts."""
-
-
-class Point(NamedTuple):
-    """One condition that arms are scored under. Unlike protocols are unlike points."""
-
-    scenario: str
-    protocol: str
-    series: str
-    level: float
-
-
-@dataclass(frozen=True)
-class TestRows:
-    """The rows of one test set, sorted by id so that equal sets are aligned without a look-up."""
-
-    __test__ = False  # not a pytest class
-
-    ids: NDArray[np.int64]  # [R], sorted; one number a row id, the same in every test set of the run
-    labels: NDArray[np.int64]  # [R]
-    groups: NDArray[np.int64] | None  # [R]
-    place: NDArray[np.int64]  # [N] → where the file's rows went in the sorted order
-
-
-SEEDS = ("backbone", "adapter", "draw")
-FINETUNING = "finetuning"
-"""What the adapter's seed is called where backbones are finetuned."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +119,13 @@ class Scores:
                 found[point] = min(row.label_signal, found.get(point, row.label_signal))
         return found
 
+    @cached_property
+    def standard(self) -> dict[str, StandardLine]:
+        """Target of ood → the line of the standard models that the recipe gives for it."""
+        listed = (s for s in self.recipe.get("scenarios", []) if isinstance(s, dict) and s["name"] == "ood")
+        given = next((s.get("standard") for s in listed), None) or {}
+        return {target: standard_line(*zip(*pairs, strict=True)) for target, pairs in given.items()}
+
     def probe(self, arm: str) -> dict[str, Any]:
         """The specification of an arm's probe: its own, or the recipe's."""
         own = next((about.get("probe") for about in self.arms if about["name"] == arm), None)
@@ -173,7 +163,7 @@ class Scores:
             rows = [row for row in self._of[arm, point] if applies(row, unit)]
             bad = next((row for row in rows if row.status != "ok"), None)
             if bad is not None:
-                found[unit] = _reason(bad)
+                found[unit] = reason(bad)
             elif not rows:
                 found[unit] = "not run"
         return found
@@ -213,8 +203,8 @@ class Scores:
         if points[0].scenario == DETECTION:
             return self._told_apart(points, units, levels, pairs, remarks)
         tests = [self._test(str(name)) for name in dict.fromkeys(row.test for row in used)]
-        ids = _union([self._shared_ids(pair) for found, _ in pairs.values() for pair in found])
-        groups = _groups(tests, ids)
+        ids = union([self._shared_ids(pair) for found, _ in pairs.values() for pair in found])
+        groups = groups_of(tests, ids)
         values, wrong = np.zeros((2, len(ids), len(units)))
         partly: dict[tuple[int, int], None] = {}
         for column, unit in enumerate(units):
@@ -235,7 +225,7 @@ class Scores:
                         level = own.mean()
                         made[:, column] += level
                         made[place, column] += (own - level) * (len(ids) / len(here))
-        labels = _labels(tests, ids)
+        labels = labels_of(tests, ids)
         if weigh and points[0].scenario == "imbalance":
             values, wrong = balanced(values, labels), balanced(wrong, labels)
         remarks += [f"only the {n} of {most} test rows that both arms have" for n, most in partly]
@@ -245,8 +235,8 @@ class Scores:
             units,
             levels,
             wrong=None if against is None else wrong,
-            varied=_varied(used),
-            fixed=_fixed(used),
+            varied=varied(used),
+            fixed=fixed(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=ids,
@@ -258,8 +248,8 @@ class Scores:
 
         A measure that one of the points lacks is left out.
         """
-        found = [_means(row.measures for row in self._of[arm, point] if row.status == "ok") for point in points]
-        return {name: value for name, value in _means(found).items() if all(name in some for some in found)}
+        found = [means(row.measures for row in self._of[arm, point] if row.status == "ok") for point in points]
+        return {name: value for name, value in means(found).items() if all(name in some for some in found)}
 
     @cache  # noqa: B019 (one report holds one of these)
     def _pairs(self, arm: str, against: str | None, point: Point, unit: Unit) -> tuple[list[tuple[Row, ...]], int]:
@@ -307,8 +297,8 @@ class Scores:
             units,
             levels,
             wrong=None,
-            varied=_varied(used),
-            fixed=_fixed(used),
+            varied=varied(used),
+            fixed=fixed(used),
             conditional=any(row.conditional for row in used),
             remarks=tuple(remarks),
             ids=np.concatenate([within.ids, beyond.ids]),
@@ -329,11 +319,9 @@ class Scores:
 
     def _column(self, row: Row, name: str) -> NDArray[np.float64]:
         """A column [R] of a score's predictions, in the order of the test set's sorted ids."""
-        table = _read(self.folder / str(row.predictions), ["row", name])
+        table = read(self.folder / str(row.predictions), ["row", name])
         made = np.empty(len(table), dtype=np.float64)
-        made[self._test(str(row.test)).place[_numbers(table["row"])]] = np.from_dlpack(
-            table[name].combine_chunks()
-        )
+        made[self._test(str(row.test)).place[numbers(table["row"])]] = np.from_dlpack(table[name].combine_chunks())
         return made
 
     def _shared_ids(self, rows: Sequence[Row]) -> NDArray[np.int64]:
@@ -357,8 +345,8 @@ class Scores:
     def _file(self, predictions: str, test_name: str) -> NDArray[np.bool_]:
         """Correctness [R] in the order of the test set's sorted ids."""
         test = self._test(test_name)
-        table = _read(self.folder / predictions, ["row", "prediction"])
-        rows, predicted = _numbers(table["row"]), _numbers(table["prediction"])
+        table = read(self.folder / predictions, ["row", "prediction"])
+        rows, predicted = numbers(table["row"]), numbers(table["prediction"])
         if len(rows) != len(test.ids) or not np.array_equal(np.sort(rows), np.arange(len(rows))):
             raise MonoevalError(
                 f"{self.folder / predictions} does not hold each row of its test set once: "
@@ -374,130 +362,9 @@ class Scores:
 
     @cached_property
     def _tests(self) -> dict[str, TestRows]:
-        names = list(dict.fromkeys(str(row.test) for row in self.rows if row.status == "ok"))
-        tables = [_read(self.folder / "tests" / f"{name}.parquet", ["row_id", "label", "group"]) for name in names]
-        number: dict[str, int] = {}
-        made = {}
-        for name, table in zip(names, tables, strict=True):
-            ids = np.array(
-                [number.setdefault(i, len(number)) for i in table["row_id"].to_pylist()], dtype=np.int64
-            )
-            order = np.argsort(ids, kind="stable")
-            if len(np.unique(ids)) < len(ids):
-                raise MonoevalError(f"Two rows of {self.folder / 'tests' / name}.parquet have the same id.")
-            group = table["group"]
-            made[name] = TestRows(
-                ids=ids[order],
-                labels=_numbers(table["label"])[order],
-                groups=None if group.null_count else _numbers(group)[order],
-                place=np.argsort(order, kind="stable"),
-            )
-        return made
-
-
-def _labels(tests: Sequence[TestRows], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels [R] of the rows `ids`, each from a test set that has it."""
-    labels = np.empty(len(ids), dtype=np.int64)
-    for test in tests:
-        place = np.minimum(np.searchsorted(ids, test.ids), len(ids) - 1)
-        inside = ids[place] == test.ids
-        labels[place[inside]] = test.labels[inside]
-    return labels
-
-
-def _union(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The ids that any of `parts` has, sorted as they are."""
-    distinct = list({id(part): part for part in parts}.values())  # most are one and the same array
-    return distinct[0] if len(distinct) == 1 else np.unique(np.concatenate(distinct))
-
-
-def _groups(tests: Sequence[TestRows], ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """The group of each of the rows `ids` [R], where all of `tests` have groups."""
-    groups = np.zeros(len(ids), dtype=np.int64)
-    for test in tests:
-        if test.groups is None:
-            return None
-        here = np.isin(test.ids, ids)
-        groups[np.searchsorted(ids, test.ids[here])] = test.groups[here]
-    return groups
-
-
-def _read(path: Path, columns: list[str]) -> Any:
-    try:
-        return pq.ParquetFile(path).read(columns=columns, use_threads=False)
-    except (OSError, ValueError) as error:
-        raise MonoevalError(f"{path} is missing or damaged: run the study again with --fresh.") from error
-
-
-def _numbers(column: Any) -> NDArray[np.int64]:
-    """A column without nulls; `to_numpy` would import pandas, which takes longer than all else here."""
-    return np.from_dlpack(column.combine_chunks()).astype(np.int64, copy=False)
-
-
-def points_of(row: Row) -> list[Point]:
-    """The conditions whose tables a row is shown in: of rows from elsewhere, one a score of theirs."""
-    if row.scenario != DETECTION:
-        return [point_of(row)]
-    # the rows of the data are read beside those of elsewhere, and shown as clean accuracy
-    return [Point(DETECTION, row.protocol, name, row.level) for name in SCORES] if row.level else []
-
-
-def point_of(row: Row) -> Point:
-    """The condition a row was scored under."""
-    return Point(row.scenario, row.protocol, row.series, row.level)
-
-
-def _seeds(row: Row) -> tuple[int | None, int | None, int | None]:
-    return row.backbone_seed, row.adapter_seed, row.draw
+        return read_tests(self.folder, list(dict.fromkeys(str(r.test) for r in self.rows if r.status == "ok")))
 
 
 def _place(row: Row) -> tuple[object, ...]:
     """Equal for the two scores whose rows are told apart."""
-    return row.arm, row.protocol, row.repeat, *_seeds(row)
-
-
-def _varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of `SEEDS` that are not the same in all of `rows`; a finetuning's is in place of the adapter's."""
-    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) > 1)
-
-
-def _fixed(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of `SEEDS` that `rows` have, and are the same in all of them."""
-    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) == 1)
-
-
-def _drawn(rows: Sequence[Row]) -> dict[str, set[int]]:
-    columns = zip(*map(_seeds, rows), strict=True)
-    trained = all(row.probe_kind == "finetune" for row in rows)
-    names = [FINETUNING if trained and name == "adapter" else name for name in SEEDS]
-    return {
-        name: {seed for seed in column if seed is not None} for name, column in zip(names, columns, strict=True)
-    }
-
-
-def applies(row: Row, unit: Unit) -> bool:
-    """A row belongs to a study unit where each of its seeds is null (nothing was drawn) or the unit's."""
-    return all(seed in (None, own) for seed, own in zip(_seeds(row), unit, strict=True))
-
-
-def _reason(row: Row) -> str:
-    words = {"failed": "failed", "nan": "not a number", "empty": "no test row"}[row.status]
-    return f"{words}: {row.error}" if row.error else words
-
-
-def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
-    """Adapter measures averaged over the adapters that were used (each counted once), and drift over scores."""
-    fitted: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        if row.adapter:
-            fitted[row.train, row.backbone_seed, row.adapter_seed, *sorted(row.chosen.items())] |= row.adapter
-    moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
-    return {**_means(fitted.values()), **_means(moved)}
-
-
-def _means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    values: dict[str, list[float]] = defaultdict(list)
-    for measures in found:
-        for name, value in measures.items():
-            values[name].append(value)
-    return {name: float(np.mean(some)) for name, some in values.items()}
+    return row.arm, row.protocol, row.repeat, *seeds_of(row)

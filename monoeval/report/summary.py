@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from monoeval.metrics.paired import holm
+from monoeval.metrics.scores import StandardLine
 from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Difference, Summary, Table
-from monoeval.report.scores import DETECTION, Scores, mean_measures
+from monoeval.report.points import DETECTION, mean_measures
+from monoeval.report.scores import Scores
 from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
 from monoeval.suite.units import whole
@@ -174,6 +176,7 @@ def _notes(
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")
+    notes += [_about_line(target, line) for target, line in scores.standard.items()]
     if any(table.scenario == DETECTION for table in tables):
         notes.append(
             "AUROC is the chance that a row of the data looks more like it than one from elsewhere does; its "
@@ -200,6 +203,17 @@ def _notes(
             "rows, also where the probe sees few or noisy ones."
         )
     return notes + _about_sweeps(scores.rows) + _about_probes(scores)
+
+
+def _about_line(target: str, line: StandardLine) -> str:
+    """What effective robustness to a target is measured from."""
+    sign = "+" if line.intercept >= 0 else "−"
+    return (
+        f"Effective robustness to {target} is the accuracy beyond σ({line.slope:.2f} · logit(clean) {sign} "
+        f"{abs(line.intercept):.2f}), the least-squares line of {line.models} standard models that the recipe "
+        f"gives (R² = {line.r2:.2f}, clean accuracy {100 * line.low:.1f} to {100 * line.high:.1f} %); its "
+        "intervals take the line as known. Relative robustness is the gain over the baseline (Taori et al. 2020)."
+    )
 
 
 def _about_sweeps(rows: Sequence[Row]) -> list[str]:

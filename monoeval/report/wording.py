@@ -7,7 +7,7 @@ from typing import Any
 from monoeval.metrics.components import Shares
 from monoeval.metrics.paired import Interval
 from monoeval.report.model import Cell, Column, Comparison, Difference, Measure, Summary, Table, Value
-from monoeval.report.scores import FINETUNING
+from monoeval.report.points import FINETUNING
 
 MINUS = "\N{MINUS SIGN}"
 NOT_AVAILABLE = "n/a"

@@ -1,12 +1,14 @@
 """Train on some domains, test on another."""
 
+import csv
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from monoeval.data.images import DataSpec, named_data
-from monoeval.errors import UsageError
+from monoeval.errors import UsageError, unknown
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
 
@@ -18,6 +20,38 @@ def _named_targets(value: object) -> object:
     if value is None:
         return None
     return [named_data(one) for one in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _read_accuracies(value: object) -> object:
+    """Pairs as they are, or the columns `clean` and `shifted` of a CSV file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        with Path(value).expanduser().open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is not a table"
+        raise ValueError(f"the accuracies in {value} cannot be read ({reason}): check the path") from error
+    if not rows or not {"clean", "shifted"} <= rows[0].keys():
+        raise ValueError(f"{value} has no columns clean and shifted: give it a heading such as name,clean,shifted")
+    return [(row["clean"], row["shifted"]) for row in rows]
+
+
+def _of_a_line(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    odd = next((share for pair in pairs for share in pair if not 0 < share < 1), None)
+    if odd is not None:
+        raise ValueError(
+            f"accuracies of standard models are shares, such as 0.761, and {odd:g} does not lie between 0 and 1"
+        )
+    if len({clean for clean, _ in pairs}) < 3:
+        raise ValueError("a line takes at least 3 standard models of unlike clean accuracies: add some")
+    return pairs
+
+
+Accuracies = Annotated[
+    tuple[tuple[float, float], ...], BeforeValidator(_read_accuracies), AfterValidator(_of_a_line)
+]
+"""Of standard models on two test sets: pairs (clean, shifted) of shares, or a CSV file with these columns."""
 
 
 class OutOfDomain(Spec):
@@ -35,6 +69,9 @@ class OutOfDomain(Spec):
     ] = None
     leave_one_out: bool = False
     """Hold out each domain of the data in turn: what happens without a target, but then data must have domains."""
+    standard: dict[str, Accuracies] = {}  # noqa: RUF012 (pydantic copies defaults)
+    """Target → accuracies of standard models, scored on the same two test sets and the same classes: the line that
+    effective robustness is measured from. Reports alone read it."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -43,7 +80,8 @@ class OutOfDomain(Spec):
         return self
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:  # noqa: ARG002 (nothing is drawn)
-        for domain in self._held_out(data):
+        held_out = self._held_out(data)
+        for domain in held_out:
             source, target = _divided(data, domain)
             protocols = (f"ood/{data.label}/without-{domain}", f"ood/{data.label}/{domain}")
             yield from self._pair(source, target, protocols, series=domain)
@@ -51,6 +89,9 @@ class OutOfDomain(Spec):
         if self.target is None and not self.leave_one_out and data.name in DEFAULT_TARGETS:
             others = [DataSpec(name=DEFAULT_TARGETS[data.name])]
         labels = [target.label for target in others]
+        for name in self.standard:
+            if name not in (*held_out, *labels):
+                raise unknown("target of ood", name, [*held_out, *labels])
         for target in others:
             if labels.count(target.label) > 1:
                 raise UsageError(f"Two targets of ood are called {target.label!r}: rename one of the two folders.")

@@ -191,9 +191,11 @@ def _scenarios(
         scenario = listed[name] if name in listed else SCENARIOS[name]()
         if isinstance(scenario, OutOfDomain):
             if targets:
-                scenario = OutOfDomain(target=targets)
-            elif scenario.target is not None and data.name != recipe.data.name:
-                scenario = OutOfDomain()  # the target was for the recipe's own data
+                labels = [target.label for target in targets]
+                same = {name: pairs for name, pairs in scenario.standard.items() if name in labels}
+                scenario = OutOfDomain(target=targets, standard=same if data.name == recipe.data.name else {})
+            elif data.name != recipe.data.name:  # what the target and the standard models were for
+                scenario = OutOfDomain(leave_one_out=scenario.leave_one_out)
         elif isinstance(scenario, OODDetection) and (targets or data.name != recipe.data.name):
             if len(targets) > 1:
                 raise UsageError("The ood-detection scenario takes one --target: run it once for each.")

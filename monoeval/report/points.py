@@ -1,0 +1,100 @@
+"""What a row of the ledger is a score of: its condition, its seeds, and what was measured beside it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from monoeval.metrics.detection import SCORES
+from monoeval.suite.ledger import Row
+from monoeval.suite.units import Unit
+
+DETECTION = "ood-detection"
+"""The scenario whose tables hold areas under the curve, not accuracies."""
+
+
+class Point(NamedTuple):
+    """One condition that arms are scored under. Unlike protocols are unlike points."""
+
+    scenario: str
+    protocol: str
+    series: str
+    level: float
+
+
+def target_of(point: Point) -> str:
+    """The target of a score of ood: a domain held out, or the name of another data set."""
+    return point.protocol.rsplit("/", 1)[1]
+
+
+def points_of(row: Row) -> list[Point]:
+    """The conditions whose tables a row is shown in: of rows from elsewhere, one a score of theirs."""
+    if row.scenario != DETECTION:
+        return [point_of(row)]
+    # the rows of the data are read beside those of elsewhere, and shown as clean accuracy
+    return [Point(DETECTION, row.protocol, name, row.level) for name in SCORES] if row.level else []
+
+
+def point_of(row: Row) -> Point:
+    """The condition a row was scored under."""
+    return Point(row.scenario, row.protocol, row.series, row.level)
+
+
+SEEDS = ("backbone", "adapter", "draw")
+FINETUNING = "finetuning"
+"""What the adapter's seed is called where backbones are finetuned."""
+
+
+def seeds_of(row: Row) -> tuple[int | None, int | None, int | None]:
+    """What a row was drawn with, in the order of `SEEDS`; None where nothing was drawn."""
+    return row.backbone_seed, row.adapter_seed, row.draw
+
+
+def varied(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of `SEEDS` that are not the same in all of `rows`; a finetuning's is in place of the adapter's."""
+    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) > 1)
+
+
+def fixed(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of `SEEDS` that `rows` have, and are the same in all of them."""
+    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) == 1)
+
+
+def _drawn(rows: Sequence[Row]) -> dict[str, set[int]]:
+    columns = zip(*map(seeds_of, rows), strict=True)
+    trained = all(row.probe_kind == "finetune" for row in rows)
+    names = [FINETUNING if trained and name == "adapter" else name for name in SEEDS]
+    return {
+        name: {seed for seed in column if seed is not None} for name, column in zip(names, columns, strict=True)
+    }
+
+
+def applies(row: Row, unit: Unit) -> bool:
+    """A row belongs to a study unit where each of its seeds is null (nothing was drawn) or the unit's."""
+    return all(seed in (None, own) for seed, own in zip(seeds_of(row), unit, strict=True))
+
+
+def reason(row: Row) -> str:
+    """Why a row has no result."""
+    words = {"failed": "failed", "nan": "not a number", "empty": "no test row"}[row.status]
+    return f"{words}: {row.error}" if row.error else words
+
+
+def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
+    """Adapter measures averaged over the adapters that were used (each counted once), and drift over scores."""
+    fitted: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row.adapter:
+            fitted[row.train, row.backbone_seed, row.adapter_seed, *sorted(row.chosen.items())] |= row.adapter
+    moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
+    return {**means(fitted.values()), **means(moved)}
+
+
+def means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each measure over those of `found` that have it."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for measures in found:
+        for name, value in measures.items():
+            values[name].append(value)
+    return {name: float(np.mean(some)) for name, some in values.items()}
