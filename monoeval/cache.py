@@ -14,7 +14,7 @@ from monoeval.errors import unknown
 from monoeval.files import cache_dir, cannot_write
 from monoeval.keys import file_key
 
-KINDS = ("features", "adapters", "backbones", "pretrained", "texts", "arrow", "labels", "fingerprints")
+KINDS = ("features", "adapters", "backbones", "pretrained", "squares", "texts", "arrow", "labels", "fingerprints")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def _what(kind: str, paths: list[Path]) -> str:
         "features": "features, not finished",
         "backbones": "what is known of a backbone",
         "pretrained": "a pretraining, not finished",
+        "squares": "images to pretrain on, not finished",
         "arrow": "a parquet file's images, unpacked",
         "labels": "labels for instance noise, drawn from the images",
         "fingerprints": "checksums of a data folder's files",
@@ -132,9 +133,10 @@ def _damaged(path: Path) -> bool:
             np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.suffix == ".json":
             about = json.loads(path.read_text(encoding="utf-8"))
-            tensors = path.with_suffix(".safetensors")
-            if isinstance(about, dict) and isinstance(about.get("tensors"), str):  # as monoeval.bundles writes it
-                return bool(about["tensors"] != file_key(tensors))
+            # as monoeval.bundles and monoeval.training.squares write it
+            for name, suffix in (("tensors", ".safetensors"), ("pixels", ".npy")):
+                if isinstance(about, dict) and isinstance(about.get(name), str):
+                    return bool(about[name] != file_key(path.with_suffix(suffix)))
     except (OSError, ValueError):
         return True
     return False

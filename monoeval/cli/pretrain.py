@@ -44,6 +44,8 @@ def pretrain(
 ) -> None:
     """Train a backbone on the training images alone; the folder it prints is a --model.
 
+    Ten times it says how it goes, as test images tell, which decide nothing of the weights.
+
     Interrupted, it goes on where it was when the same command is given again. With the folder as --model,
     --layer projector (the default) or backbone says what is read. `torchrun --nproc-per-node N -m monoeval
     pretrain …` trains one network on N GPUs, with the same batches.
@@ -55,12 +57,15 @@ def pretrain(
     spec = _spec(objective, model, paper, given, o.split_commas(params))
     source = o.data_spec(data, image_column, label_column, split)
     assert source is not None
-    images = load_data(source.model_copy(update={"limit": limit})).train
+    loaded = load_data(source.model_copy(update={"limit": limit}))
+    images = loaded.train
     if out is None or not _is_made(out, spec, images, seed):
         from monoeval.training.pretrain import pretrain as train
 
         with distributed.joined(device) as (processes, where):
-            folder = train(spec, images, seed=seed, device=where, processes=processes, watched=True)
+            folder = train(
+                spec, images, seed=seed, device=where, processes=processes, watched=True, unseen=loaded.test
+            )
         if out is not None and distributed.is_first():
             _copy(folder, out)
     if not distributed.is_first():

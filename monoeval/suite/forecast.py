@@ -62,8 +62,8 @@ def _to_pretrain(groups: list[Group]) -> set[Path]:
     folders = set()
     for group in groups:
         if group.backbone.pretrain is not None:
-            fingerprint = load(group.data).train.fingerprint
-            folders.add(pretrained_folder(group.backbone.pretrain, fingerprint, group.backbone_seed or 0))
+            train, seed = load(group.data).train, group.backbone_seed or 0
+            folders.add(pretrained_folder(group.backbone.pretrain, train.fingerprint, len(train), seed))
     return {folder for folder in folders if not folder.exists()}
 
 

@@ -200,7 +200,8 @@ def backbone_identity(backbone: BackboneSpec, seed: int | None, data: DataSpec) 
     """All that decides the features and is known without loading the model."""
     if backbone.pretrain is None:
         return identity(backbone)
-    made = pretrained_key(backbone.pretrain, load(data).train.fingerprint, seed or 0)
+    train = load(data).train
+    made = pretrained_key(backbone.pretrain, train.fingerprint, len(train), seed or 0)
     read = backbone.model_dump(include={"layer", "pool", "image_size", "precision"})
     return {"pretrained": made, **read}
 

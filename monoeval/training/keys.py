@@ -26,15 +26,31 @@ LATER = (
 """Settings that were fixed in the first networks of format 1: at their defaults they are not in the key."""
 
 
-def pretrained_key(spec: PretrainSpec, data_fingerprint: str, seed: int) -> str:
-    """The content key of the network that `spec` gives on the images of `data_fingerprint`."""
+SETTLED_AFTER = 100
+"""Steps after which the running statistics of batch norm are those of the weights: each has a tenth of the last
+batch's, so that of what they were at the start 0.9¹⁰⁰ is left. After fewer they are taken anew."""
+
+
+def steps(spec: PretrainSpec, n: int) -> int:
+    """How many steps a pretraining on `n` images takes; the last, smaller batch of an epoch is left out."""
+    return spec.epochs * (n // min(spec.batch_size, n)) if n else 0
+
+
+def is_short(spec: PretrainSpec, n: int) -> bool:
+    """Whether a pretraining on `n` images ends before the statistics of batch norm have settled."""
+    return 0 < steps(spec, n) < SETTLED_AFTER
+
+
+def pretrained_key(spec: PretrainSpec, data_fingerprint: str, n: int, seed: int) -> str:
+    """The content key of the network that `spec` gives on the `n` images of `data_fingerprint`."""
     fields = PretrainSpec.model_fields
     settings = spec.model_dump(mode="json")
     decisive = {n: value for n, value in settings.items() if n not in LATER or value != fields[n].default}
     library = [] if spec.network == "tiny" else [version("timm")]
-    return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library])
+    settled = ["settled"] if is_short(spec, n) else []  # in format 1 it was not at first
+    return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library, *settled])
 
 
-def pretrained_folder(spec: PretrainSpec, data_fingerprint: str, seed: int) -> Path:
+def pretrained_folder(spec: PretrainSpec, data_fingerprint: str, n: int, seed: int) -> Path:
     """The folder in the cache that `pretrain` writes, whether or not it exists yet."""
-    return cache_dir() / "pretrained" / pretrained_key(spec, data_fingerprint, seed)
+    return cache_dir() / "pretrained" / pretrained_key(spec, data_fingerprint, n, seed)

@@ -1,7 +1,6 @@
-"""How a pretraining goes, as its own training images tell: what a classifier reads, and how its latents are."""
+"""How a pretraining goes: what classifiers read from its features, and how its latents are."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,42 +12,58 @@ from monoeval.adapters.settings import NoSettings
 from monoeval.adapters.simple import Identity
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
+from monoeval.errors import MonoevalError
 from monoeval.keys import draw_seed
 from monoeval.metrics.latents import measure
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.problem import Problem
+from monoeval.probes.ridge import fit_ridge
+from monoeval.probes.spec import Ridge
 
 ROWS = 2000
 
 
-def watched_rows(n: int, seed: int) -> tuple[Ints, Ints]:
-    """Rows that a classifier is fitted on, and as many others: at most `ROWS` of the `n` training images."""
-    rows = np.random.default_rng(draw_seed("pretrain", "watch", seed)).permutation(n)[:ROWS]
-    return np.sort(rows[: len(rows) // 2]), np.sort(rows[len(rows) // 2 :])
+def watched_rows(n: int, name: str, seed: int) -> Ints:
+    """At most `ROWS` of `n` rows, in an order that `name` and `seed` draw."""
+    return np.random.default_rng(draw_seed("pretrain", name, seed)).permutation(n)[:ROWS]
 
 
 @torch.no_grad()
 def watch(
-    features: Callable[[Ints], Tensor], fitted: Ints, scored: Ints, labels: Ints, n_classes: int
+    fitted: Tensor, fitted_labels: Ints, scored: Tensor, scored_labels: Ints, n_classes: int
 ) -> dict[str, float]:
-    """Measures of the features float32 [n, D] of rows, all of the training images.
+    """Measures of the features float32 [N, D] that classifiers are fitted on, and of those they are scored on.
 
-    `probe` is the accuracy on the `scored` rows of the nearest class mean of the `fitted` rows; `consistency` and
-    `consistency_chance` are the share of the most frequent class among the 20 rows that fire a latent most, and
-    the same under permuted labels (`metrics.latents`), on the scored rows; `l0` is their active latents a row.
+    `linear` is the accuracy of the ridge probe as it is by default, NaN where all features are alike, and
+    `nearest_mean` that of the nearest class mean. `consistency` and `consistency_chance` are the share of the most
+    frequent class among the 20 scored rows that fire a latent most, and the same under permuted labels
+    (`metrics.latents`); `l0` is their active latents a row.
     """
-    train, test = features(fitted), features(scored)
-    classes = np.unique(labels[fitted])
-    means = torch.stack([train[torch.from_numpy(labels[fitted] == c)].mean(0) for c in classes])
-    guessed = classes[torch.cdist(test, means).argmin(1).numpy()]
+    classes = np.unique(fitted_labels)
+    means = torch.stack([fitted[torch.from_numpy(fitted_labels == c)].mean(0) for c in classes])
+    guessed = classes[torch.cdist(scored, means).argmin(1).numpy()]
     with tempfile.TemporaryDirectory() as place:
-        shard = Path(place) / "features.npy"
-        np.save(shard, test.numpy())
-        adapter = Identity(NoSettings())
-        adapter.width = test.shape[1]
-        codes = Codes(FeatureSet("watched", (shard,)), adapter, torch.device("cpu"))
-        latents = measure(codes, labels[scored], n_classes).summary()
+        latents = measure(_codes(scored, Path(place) / "scored.npy"), scored_labels, n_classes).summary()
+        try:
+            codes = TrainingCodes.of(_codes(fitted, Path(place) / "fitted.npy"))
+        except MonoevalError:  # features that have collapsed have no scale
+            linear = float("nan")
+        else:
+            probe = fit_ridge(codes, [Problem(np.arange(len(fitted)), fitted_labels)], n_classes, Ridge())
+            chosen = probe.logits(scored, [0])[:, 0].argmax(1).numpy()
+            linear = float((chosen == scored_labels).mean())
     return {
-        "probe": float((guessed == labels[scored]).mean()),
+        "linear": linear,
+        "nearest_mean": float((guessed == scored_labels).mean()),
         "consistency": latents["top_consistency"],
         "consistency_chance": latents["top_consistency_chance"],
         "l0": latents["l0"],
     }
+
+
+def _codes(features: Tensor, shard: Path) -> Codes:
+    """Features [n, D] as codes of themselves, by way of a file."""
+    np.save(shard, features.numpy())
+    adapter = Identity(NoSettings())
+    adapter.width = features.shape[1]
+    return Codes(FeatureSet(shard.stem, (shard,)), adapter, torch.device("cpu"))

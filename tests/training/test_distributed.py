@@ -175,7 +175,7 @@ def test_two_processes_give_the_weights_of_one_also_where_they_were_stopped(tmp_
     (first, steps), (second, _) = on_two(trained(tmp_path / "two"))
     assert steps == 6
     monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "two"))
-    written, about = bundles.read(pretrained_folder(SPEC, "squares", 1), STEM)
+    written, about = bundles.read(pretrained_folder(SPEC, "squares", 16, 1), STEM)
     assert about["processes"] == 2
     moved = max(float((alone[name] - start[name]).abs().max()) for name in alone)
     assert moved > 1e-2

@@ -87,7 +87,7 @@ def test_a_short_training_beats_the_untrained_network(objective):
 def test_the_description_says_what_is_needed_to_build_the_network_again():
     spec, images = PretrainSpec(objective="ncl", epochs=1, batch_size=40), digits(100)
     folder = pretrain(spec, images, seed=3, device=CPU)
-    assert folder == pretrained_folder(spec, images.fingerprint, 3)
+    assert folder == pretrained_folder(spec, images.fingerprint, len(images), 3)
     about = json.loads((folder / "backbone.json").read_text())
     grey = squares(images, 16)[..., 0] / 255
     assert about["mean"] == pytest.approx([grey.mean()] * 3)
@@ -150,10 +150,10 @@ def test_wrong_use_is_one_sentence():
 def test_a_key_changes_with_whatever_decides_the_weights_and_needs_no_torch():
     spec = PretrainSpec(objective="ncl")
     keys = {
-        pretrained_key(spec, "a", 0),
-        pretrained_key(spec, "b", 0),
-        pretrained_key(spec, "a", 1),
-        pretrained_key(spec.model_copy(update={"epochs": 3}), "a", 0),
+        pretrained_key(spec, "a", 60000, 0),
+        pretrained_key(spec, "b", 60000, 0),
+        pretrained_key(spec, "a", 60000, 1),
+        pretrained_key(spec.model_copy(update={"epochs": 3}), "a", 60000, 0),
     }
     assert len(keys) == 4
     code = "import sys, monoeval.training.keys; sys.exit('torch' in sys.modules)"

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +15,11 @@ from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
-from monoeval.training import networks, resume
+from monoeval.training import keys, networks, resume
 from monoeval.training import pretrain as module
 from monoeval.training.keys import STEM, pretrained_folder, pretrained_key
 from monoeval.training.pretrain import pretrain
+from monoeval.training.watch import watch, watched_rows
 
 CPU = torch.device("cpu")
 VIT = {"network": "test_vit", "width": 16, "hidden": 24, "batch_size": 8, "epochs": 4, "precision": "fp32"}
@@ -67,7 +70,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(settings, tmp_path, mon
         patched.setattr(module._Training, "_loss", stopping)
         with pytest.raises(Stopped):
             pretrain(spec, images, seed=2, device=CPU, checkpoint_seconds=0)
-    folder = pretrained_folder(spec, images.fingerprint, 2)
+    folder = pretrained_folder(spec, images.fingerprint, len(images), 2)
     assert resume.checkpoint_of(folder).is_file()
     assert not folder.exists()
 
@@ -86,7 +89,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(settings, tmp_path, mon
 
 def test_a_checkpoint_that_cannot_be_read_is_left_and_said(caplog):
     spec, images = PretrainSpec(objective="simclr", **TINY), squares()
-    path = resume.checkpoint_of(pretrained_folder(spec, images.fingerprint, 0))
+    path = resume.checkpoint_of(pretrained_folder(spec, images.fingerprint, len(images), 0))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half of")
     with caplog.at_level(logging.WARNING, "monoeval"):
@@ -108,7 +111,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(monkeypatch):
     )
     with pytest.raises(MonoevalError, match=r"inf at step 3 of 8.*kept in .*\.checkpoint"):
         pretrain(spec, images, seed=0, device=CPU, checkpoint_seconds=0)
-    kept = resume.load(resume.checkpoint_of(pretrained_folder(spec, images.fingerprint, 0)), {})
+    kept = resume.load(resume.checkpoint_of(pretrained_folder(spec, images.fingerprint, len(images), 0)), {})
     assert kept is not None
     assert kept["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in kept["network"].values())
@@ -156,35 +159,100 @@ def test_how_it_goes_is_said_without_what_few_rows_leave_undefined(caplog):
     assert "nan" not in caplog.text
 
 
-def test_how_it_goes_is_said_from_training_images_alone(caplog):
-    images = squares(48)
+def spied(images: ImageSet) -> tuple[ImageSet, list[int]]:
+    """The same images, and the rows that are read of them."""
     read: list[int] = []
-    spied = replace(images, read=lambda row: (read.append(row), images.read(row))[1])
-    with caplog.at_level(logging.INFO, "monoeval"):
-        spec = PretrainSpec(objective="ncl", **{**TINY, "epochs": 2})
-        watched = pretrain(spec, spied, seed=0, device=CPU, watched=True)
-    assert "epoch 1 of 2: loss" in caplog.text
-    assert "nearest class mean" in caplog.text
-    assert read == list(range(48))
-    bits = (watched / "backbone.safetensors").read_bytes()
-    for file in watched.iterdir():
-        file.unlink()
-    assert (pretrain(spec, images, seed=0, device=CPU) / "backbone.safetensors").read_bytes() == bits
+    return replace(images, read=lambda row: (read.append(row), images.read(row))[1]), read
 
 
-def test_a_nearest_class_mean_and_consistency_of_known_features():
-    from monoeval.training.watch import watch, watched_rows
+def test_how_it_goes_is_said_from_unseen_images_and_changes_no_bit(caplog):
+    spec = PretrainSpec(objective="ncl", **{**TINY, "epochs": 2})
+    images = squares(48)
+    (seen, read), (unseen, read_unseen) = spied(images), spied(replace(squares(60), name="others"))
+    weights, lines = [], []
+    for watching in ({}, {"watched": True}, {"watched": True, "unseen": unseen}):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "monoeval"):
+            folder = pretrain(spec, seen, seed=0, device=CPU, **watching)
+        weights.append((folder / "backbone.safetensors").read_bytes())
+        lines.append(caplog.text)
+        shutil.rmtree(folder)
+        assert sorted(read) == list(range(48))
+        assert sorted(read_unseen) == (list(range(60)) if "unseen" in watching else [])
+        read.clear()
+    assert weights[0] == weights[1] == weights[2]
+    assert lines[0] == ""
+    assert lines[1].count("on 24 training images that these do not see") == 2
+    for line in lines[2].splitlines():
+        assert "of 2: loss" in line
+        assert re.search(r"linear probe \d+\.\d %, nearest class mean .* \(on 60 images of others", line)
 
-    fitted, scored = watched_rows(400, seed=0)
-    assert len(np.intersect1d(fitted, scored)) == 0
-    assert len(fitted) == len(scored) == 200
-    labels = np.arange(400) % 4
-    one_hot = torch.eye(4)
-    found = watch(lambda rows: one_hot[torch.from_numpy(labels[rows])], fitted, scored, labels, 4)
-    assert found["probe"] == 1
-    assert found["consistency"] == 1
+
+def test_a_linear_probe_nearest_class_mean_and_consistency_of_known_features():
+    rows = watched_rows(5000, "watch", seed=0)
+    assert len(np.unique(rows)) == 2000
+    labels = np.arange(200) % 4
+    one_hot = torch.eye(4)[torch.from_numpy(labels)]
+    found = watch(one_hot, labels, one_hot[:100], labels[:100], 4)
+    assert found["linear"] == found["nearest_mean"] == found["consistency"] == found["l0"] == 1
     assert found["consistency_chance"] < 0.6
-    assert found["l0"] == 1
+
+    # A wide and useless axis: the means hardly differ on it, and a least-squares classifier leaves it out.
+    rng = np.random.default_rng(0)
+    wide = torch.cat([one_hot, torch.from_numpy(100 * rng.standard_normal((200, 1))).float()], dim=1)
+    found = watch(wide[:100], labels[:100], wide[100:], labels[100:], 4)
+    assert found["linear"] == 1
+    assert found["nearest_mean"] < 0.6
+
+
+def test_features_that_have_collapsed_leave_the_linear_probe_undefined():
+    labels = np.arange(40) % 4
+    assert np.isnan(watch(torch.ones(40, 3), labels, torch.ones(40, 3), labels, 4)["linear"])
+
+
+def test_statistics_of_batch_norm_are_taken_anew_after_few_steps_alone(monkeypatch):
+    """Those of the first norm are the mean over batches of what its convolution gives for new views."""
+    spec, images, means = PretrainSpec(objective="simclr", **TINY), squares(36), []
+    projected = module._Training._projected
+
+    def recording(self, seen):
+        hook = self.network.convolutions[0].register_forward_hook(
+            lambda _module, _inputs, maps: means.append(maps.detach().mean(dim=(0, 2, 3)))
+        )
+        try:
+            return projected(self, seen)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(module._Training, "_projected", recording)
+    settled, _ = bundles.read(pretrain(spec, images, seed=0, device=CPU), STEM)
+    assert len(means) == 8 + 2
+    torch.testing.assert_close(settled["convolutions.1.running_mean"], torch.stack(means[-2:]).mean(0))
+    assert settled["convolutions.1.num_batches_tracked"] == 2
+
+    means.clear()
+    monkeypatch.setattr(keys, "SETTLED_AFTER", 8)
+    left, _ = bundles.read(pretrain(spec, images, seed=0, device=CPU), STEM)
+    assert len(means) == 8
+    assert left["convolutions.1.num_batches_tracked"] == 8
+    expected = torch.zeros(32)
+    for mean in means:
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(left["convolutions.1.running_mean"], expected)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert all(torch.equal(left[name], settled[name]) for name in left if not name.endswith(statistics))
+
+
+def test_whether_statistics_are_taken_anew_is_in_the_key_of_short_trainings(monkeypatch):
+    spec = PretrainSpec(objective="simclr", epochs=4, batch_size=16)
+    assert [keys.steps(spec, n) for n in (0, 10, 36, 400)] == [0, 4, 8, 100]
+    assert [keys.is_short(spec, n) for n in (0, 36, 399, 400)] == [False, True, True, False]
+    assert not keys.is_short(spec.model_copy(update={"epochs": 0}), 36)
+    before = [pretrained_key(spec, "a", n, 0) for n in (36, 400)]
+    monkeypatch.setattr(keys, "SETTLED_AFTER", 0)
+    after = [pretrained_key(spec, "a", n, 0) for n in (36, 400)]
+    assert before[0] != after[0]
+    assert before[1] == after[1] == after[0]
 
 
 def test_wrong_use_is_one_sentence(monkeypatch):
@@ -202,22 +270,19 @@ def test_wrong_use_is_one_sentence(monkeypatch):
     monkeypatch.setattr(module._Training, "_loss", full)
     with pytest.raises(MonoevalError, match="batches of 16 images: try --batch-size 8"):
         pretrain(PretrainSpec(objective="simclr", **TINY), images, seed=0, device=CPU)
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    with pytest.raises(MonoevalError, match="holds all images in memory: 36 of 8 pixels"):
-        pretrain(PretrainSpec(objective="simclr", **TINY), images, seed=0, device=CPU)
 
 
 def test_settings_that_came_later_left_the_keys_of_the_first_networks_as_they_were():
     """These two are what the first release wrote."""
-    assert pretrained_key(PretrainSpec(objective="simclr"), "a", 0) == "e36f1edb3d72b2f9a130"
-    assert pretrained_key(PretrainSpec(objective="ncl"), "a", 0) == "3e373ca575ccdbe8bf4b"
+    assert pretrained_key(PretrainSpec(objective="simclr"), "a", 60000, 0) == "e36f1edb3d72b2f9a130"
+    assert pretrained_key(PretrainSpec(objective="ncl"), "a", 60000, 0) == "3e373ca575ccdbe8bf4b"
 
 
 @pytest.mark.parametrize("network", ["tiny", "resnet18"])
 def test_every_setting_is_in_the_key(network):
     other = {"objective": "ncl", "network": "resnet34", "optimiser": "sgd", "stem": "plain", "precision": "bf16"}
     spec = PretrainSpec(objective="simclr", network=network)
-    keys = {pretrained_key(spec, "a", 0)}
+    found = {pretrained_key(spec, "a", 60000, 0)}
     for name, value in spec.model_dump().items():
         if isinstance(value, bool):
             changed = not value
@@ -225,8 +290,8 @@ def test_every_setting_is_in_the_key(network):
             changed = other.get(name) or {"gentle": "simclr", "simclr": "gentle"}[value]
         else:
             changed = value + 1
-        keys.add(pretrained_key(spec.model_copy(update={name: changed}), "a", 0))
-    assert len(keys) == 1 + len(PretrainSpec.model_fields)
+        found.add(pretrained_key(spec.model_copy(update={name: changed}), "a", 60000, 0))
+    assert len(found) == 1 + len(PretrainSpec.model_fields)
 
 
 def test_the_description_lists_the_losses():
