@@ -45,7 +45,7 @@ def pretrained_key(spec: PretrainSpec, data_fingerprint: str, n: int, seed: int)
     """The content key of the network that `spec` gives on the `n` images of `data_fingerprint`."""
     fields = PretrainSpec.model_fields
     settings = spec.model_dump(mode="json")
-    decisive = {n: value for n, value in settings.items() if n not in LATER or value != fields[n].default}
+    decisive = {k: value for k, value in settings.items() if k not in LATER or value != fields[k].default}
     library = [] if spec.network == "tiny" else [version("timm")]
     settled = ["settled"] if is_short(spec, n) else []  # in format 1 it was not at first
     return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library, *settled])
