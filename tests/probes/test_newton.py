@@ -1,0 +1,77 @@
+"""Newton's method for few rows against L-BFGS on the same problems, and where it must own up."""
+
+import numpy as np
+import pytest
+import torch
+from textbook import Textbook, clusters
+
+from monoeval.probes.codes import TrainingCodes
+from monoeval.probes.lbfgs import Descent
+from monoeval.probes.newton import Newton
+from monoeval.probes.objective import Loss, Objective
+from monoeval.probes.rows import RowSpace
+
+C = 3
+
+
+def problems(l2: float, loss: Loss, apart: float = 0.5) -> tuple[Objective, np.ndarray]:
+    """Two groups of 20 rows, the second without a class, two label sets each; every fourth row weighs nothing."""
+    array, labels = clusters(60, 30, C, apart)
+    groups = [torch.arange(20), torch.from_numpy(np.flatnonzero(labels != 2)[-20:])]
+    rows = RowSpace.of(TrainingCodes(torch.from_numpy(array)), groups, [20, 20])
+    labels_gn = torch.from_numpy(labels)[torch.stack(groups)]
+    labels_gpn = torch.stack([labels_gn, labels_gn.roll(1, 1)], 1)
+    weights = torch.rand(2, 2, 20, generator=torch.Generator().manual_seed(0)) + 0.5
+    weights[..., ::4] = 0
+    l2_gp = torch.full((2, 2), l2, dtype=torch.float64)
+    return Objective(rows, labels_gpn, weights, l2_gp, C, loss, True), array[:20]
+
+
+@pytest.mark.parametrize("loss", [Loss(), Loss(smoothing=0.2)], ids=["ce", "smoothed"])
+@pytest.mark.parametrize("l2", [1e-5, 1e-2])
+def test_two_methods_one_optimum_rows_of_no_weight_and_missing_classes_included(l2: float, loss: Loss) -> None:
+    objective, _ = problems(l2, loss)
+    x, at = objective.origin()
+    newton, other = Newton(objective, x, 1e-6, False), Descent(problems(l2, loss)[0], x, at, 1e-6, False)
+    newton.run(1000)
+    other.run(1000)
+    assert newton.converged.all()
+    torch.testing.assert_close(newton.value, other.value, rtol=2e-6, atol=0)
+    torch.testing.assert_close(newton.at.losses, other.at.losses, rtol=0.02, atol=2e-3)
+    assert (newton.gap <= 1e-6).all()
+
+
+def test_it_starts_anywhere_and_ends_alike() -> None:
+    objective, _ = problems(1e-3, Loss())
+    x, _ = objective.origin()
+    first = Newton(objective, x, 1e-6, False)
+    first.run(1000)
+    far = objective.adopt(x + 5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    second, again = Newton(objective, far, 1e-6, False), Newton(objective, first.x, 1e-6, False)
+    second.run(1000)
+    again.run(1000)
+    torch.testing.assert_close(second.value, first.value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(second.x, first.x, rtol=0, atol=2e-3 * float(first.x[..., :-1].abs().max()))
+    assert (again.passes <= 2).all()
+
+
+def test_what_it_proves_at_the_smallest_l2_is_true() -> None:
+    objective, array = problems(1e-9, Loss(), apart=6.0)
+    found = Newton(objective, objective.origin()[0], 1e-4, False)
+    found.run(5000)
+    assert found.converged.all()
+    assert (found.gap <= 1e-4).all()
+    textbook = Textbook(array, objective.labels[0, 0].numpy(), objective.share[0, 0].numpy(), C)
+    smallest = textbook.value(*textbook.minimise(1e-9), 1e-9)
+    assert float(found.value[0, 0] * (1 - found.gap[0, 0])) <= smallest * (1 + 1e-6)
+
+
+def test_too_few_passes_are_owned_up_to() -> None:
+    objective, _ = problems(1e-4, Loss())
+    short, long = (Newton(objective, objective.origin()[0], 1e-4, False) for _ in range(2))
+    short.run(1)
+    long.run(1000)
+    assert not short.converged.any()
+    assert (short.passes == 1).all()
+    assert (short.value > long.value).all()
+    assert (short.value * (1 - short.gap) <= long.value).all()
