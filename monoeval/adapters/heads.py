@@ -99,9 +99,11 @@ class ContrastiveHead(Adapter):
         """
         pairs = Pairs(checked_views(rows, self.method, self.n_views), _generator("views", seed))
         self.mean, self.scale = rows.mean.float(), rows.variance.mean().sqrt().float()
+        factor = self.settings.width_factor
+        self.width = self.settings.width if factor is None else max(1, round(factor * rows.width))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed("head", "weights", seed))
-            network = projector(rows.width, self.settings.hidden or 2 * rows.width, self.settings.width)
+            network = projector(rows.width, self.settings.hidden or 2 * rows.width, self.width)
         network.to(rows.device).train()
         batch = min(len(rows), self.settings.batch_size)
         epoch = len(rows) // batch
@@ -126,7 +128,7 @@ class ContrastiveHead(Adapter):
         """Train `network` in place and return the loss of each step."""
         rate, losses = self.settings.learning_rate, list[float]()
         optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
-        with progress.bar(f"training {self.method} {self.settings.width}", steps, "steps") as advance:
+        with progress.bar(f"training {self.method} {self.width}", steps, "steps") as advance:
             for step, positions in enumerate(batches):
                 for group in optimiser.param_groups:
                     group["lr"] = rate * warm_cosine(step, steps, WARM_UP)

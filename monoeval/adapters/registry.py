@@ -74,9 +74,17 @@ _BUILT_IN = (
         "sae-archetypal", "monoeval.adapters.sae_archetypal:ArchetypalSAE",
         "TopK latents near the convex hull of training rows", ArchetypalSettings,
     ),
-    Method("sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings),
-    Method("sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings),
-    Method("sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings),
+    Method(
+        "sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings,
+        emergent=True,
+    ),
+    Method(
+        "sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings, emergent=True,
+    ),
+    Method(
+        "sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings,
+        emergent=True,
+    ),
     Method(
         "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
         PretrainedSettings, seeded=False, emergent=True, content="monoeval.adapters.foreign_files:content",
@@ -169,19 +177,35 @@ def build(spec: AdapterSpec) -> "Adapter":
 
 
 def controls_for(spec: AdapterSpec) -> list[AdapterSpec]:
-    """The controls that match a method in width and sparsity; none for a control or for raw features.
+    """The controls that match a method in width, sparsity and training; none for a control or for raw features.
 
-    Lists of widths and sparsities are passed on, so that a control is chosen from as many as its method.
-    The sparsity of `ncl-head` is known only once it is fitted: its controls match its width and its training.
+    Lists of widths and sparsities are passed on, so that a control is chosen from as many as its method. Where
+    sparsity is known only once the method is fitted (`Method.emergent`), `random-topk` is left to the recipe,
+    which gives it as many active latents as were measured. What learns from views stands beside `cl-head`, which
+    learns from the same ones without sparsity. `dense-ae`, which has the training of `sae` without its sparsity,
+    is asked for by name: probes on its M dense codes cost M/D times those on raw features.
     """
-    if spec.method == "ncl-head":
-        same = {name: value for name, value in spec.params.items() if name in HeadSettings.model_fields}
-        return [AdapterSpec(method="cl-head", params=same), AdapterSpec(method="relu")]
     method = METHODS.get(spec.method)
-    if method is None or method.is_control or not issubclass(method.settings, DictionarySettings):
+    sized = method is not None and issubclass(method.settings, DictionarySettings)
+    if method is None or method.is_control or not (sized or method.emergent):
         return []
-    size = {name: value for name, value in spec.params.items() if name in DictionarySettings.model_fields}
-    return [AdapterSpec(method="random-topk", params=size), AdapterSpec(method="relu")]
+    controls = []
+    if not method.emergent:
+        size = {name: value for name, value in spec.params.items() if name in DictionarySettings.model_fields}
+        controls.append(AdapterSpec(method="random-topk", params=size))
+    if issubclass(method.settings, HeadSettings):
+        same = {name: value for name, value in spec.params.items() if name in HeadSettings.model_fields}
+        controls.append(AdapterSpec(method="cl-head", params=same))
+    if issubclass(method.settings, CSRSettings):
+        same = {name: value for name, value in spec.params.items() if name in _OF_VIEWS}
+        if "width" not in same:
+            same.setdefault("width_factor", CSRSettings().width_factor)
+        controls.append(AdapterSpec(method="cl-head", params=same))
+    return [*controls, AdapterSpec(method="relu")]
+
+
+_OF_VIEWS = ("width", "width_factor", "n_views", "temperature")
+"""What `csr` and `cl-head` mean alike; steps and rates that suit one do not suit the other."""
 
 
 def _imported(target: str) -> Callable[[Spec], object]:

@@ -12,7 +12,12 @@ from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
 from monoeval.errors import MonoevalError
 
-IN_MEMORY_BYTES = 4 << 30
+IN_MEMORY_BYTES = 64 << 20
+"""Rows of more bytes are read from disk batch by batch on a CPU. The system keeps the pages of mapped files while
+it has memory for them, and a copy would only take that away: of 1.3 million rows of 768 features it is 4 GB, and
+as much again for each view."""
+IN_DEVICE_MEMORY_BYTES = 4 << 30
+"""The same on another device, where each batch would have to be moved."""
 
 
 class Batches(Protocol):
@@ -44,7 +49,8 @@ class TrainingRows:
 
     @cached_property
     def _whole(self) -> Tensor | None:
-        fits = len(self.rows) * self.width * 4 <= IN_MEMORY_BYTES
+        most = IN_MEMORY_BYTES if self.device.type == "cpu" else IN_DEVICE_MEMORY_BYTES
+        fits = len(self.rows) * self.width * 4 <= most
         return self._features.load(self.rows).to(self.device) if fits else None
 
     @cached_property

@@ -113,6 +113,8 @@ class HeadSettings(Spec):
     """A projector of `hidden` units (twice the features' width where None) to `width` codes, and its training."""
 
     width: Count = 2048
+    width_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Instead of `width`: so many times the features' width."""
     hidden: Count | None = None
     n_views: Annotated[int, Field(ge=2)] = 4
     """Augmented views of each training row; every step compares two of them."""
@@ -121,6 +123,12 @@ class HeadSettings(Spec):
     """None: 20 passes over the rows, at least 300 steps and at most 20,000."""
     batch_size: Annotated[int, Field(ge=2)] = 256
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.width_factor is not None and "width" in self.model_fields_set:
+            raise ValueError("give either width or width_factor")
+        return self
 
 
 class NonNegativeHeadSettings(HeadSettings):

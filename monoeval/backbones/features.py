@@ -22,7 +22,7 @@ class FeatureSet:
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.floating]]:
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.shards]
+        return [_mapped(path) for path in self.shards]
 
     @cached_property
     def _starts(self) -> Ints:
@@ -53,3 +53,18 @@ class FeatureSet:
         order = np.arange(self.n) if rows is None else np.asarray(rows, dtype=np.int64)
         for start in range(0, len(order), size):
             yield self.load(order[start : start + size])
+
+
+def _mapped(path: Path) -> NDArray[np.floating]:
+    """The array of a `.npy` file, mapped to be read.
+
+    Maps of numpy's keep their file open, and a set has more shards than many systems let a process open files:
+    626 for ImageNet, and as many for each view.
+    """
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    dtype = torch.from_numpy(np.empty(0, mapped.dtype)).dtype
+    first = mapped.offset // mapped.itemsize
+    flat = torch.from_file(str(path), shared=False, size=first + mapped.size, dtype=dtype)
+    shard: NDArray[np.floating] = flat[first:].numpy().reshape(mapped.shape)
+    shard.flags.writeable = False
+    return shard

@@ -139,6 +139,18 @@ def test_what_cannot_be_fitted_is_one_sentence(feature_set):
         make(n_views=0)
 
 
-def test_controls_have_its_width_and_sparsity():
-    controls = controls_for(AdapterSpec(method="csr", params={"width": 64, "k": 5, "n_views": 3}))
-    assert AdapterSpec(method="random-topk", params={"width": 64, "k": 5}) in controls
+@pytest.mark.parametrize(
+    ("params", "size", "of_views"),
+    [
+        ({"width": 64, "k": 5, "n_views": 3}, {"width": 64, "k": 5}, {"width": 64, "n_views": 3}),
+        ({"width_factor": 2.0, "temperature": 0.1, "steps": 9}, {"width_factor": 2.0},
+         {"width_factor": 2.0, "temperature": 0.1}),
+        ({"k": (2, 4)}, {"k": (2, 4)}, {"width_factor": 8.0}),
+    ],
+)  # fmt: skip
+def test_controls_have_its_width_and_its_sparsity_or_its_views(params, size, of_views):
+    assert controls_for(AdapterSpec(method="csr", params=params)) == [
+        AdapterSpec(method="random-topk", params=size),
+        AdapterSpec(method="cl-head", params=of_views),
+        AdapterSpec(method="relu"),
+    ]

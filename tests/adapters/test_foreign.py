@@ -546,7 +546,7 @@ def test_k_is_for_files_that_do_not_say_it(feature_set, tmp_path):
     for path in (sparsify(tmp_path / "s"), state_dict(tmp_path / "x.pt", **ATOMS, **HEAD, thresholds=LEVEL)):
         with pytest.raises(UsageError, match="says itself how many latents are active: leave out k"):
             fitted(path, feature_set(X), k=2)
-    assert controls_for(spec(tmp_path / "s")) == []
+    assert controls_for(spec(tmp_path / "s")) == [AdapterSpec(method="relu")]
 
 
 def test_a_hub_id_that_is_not_here_is_one_sentence_within_seconds(feature_set, tmp_path, monkeypatch):

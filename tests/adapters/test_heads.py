@@ -268,3 +268,11 @@ def test_the_signed_twin_stands_beside_the_rectified_head():
     controls = controls_for(AdapterSpec(method="ncl-head", params={"width": 64, "rectifier": "relu"}))
     assert controls == [AdapterSpec(method="cl-head", params={"width": 64}), AdapterSpec(method="relu")]
     assert controls_for(AdapterSpec(method="cl-head")) == []
+
+
+def test_a_width_may_follow_that_of_the_features(feature_set):
+    head = build(AdapterSpec(method="cl-head", params={"width_factor": 1.5, "n_views": 2, "steps": 2}))
+    rows = training_rows(feature_set)
+    assert head.fit(rows, seed=0).encode(rows.batch(torch.arange(3))).shape == (3, round(1.5 * rows.width))
+    with pytest.raises(UsageError, match="cl-head: give either width or width_factor"):
+        build(AdapterSpec(method="cl-head", params={"width_factor": 1.5, "width": 8}))

@@ -482,8 +482,10 @@ def test_each_arm_gets_the_controls_of_its_size(method):
         assert controls == []
         assert build(AdapterSpec(method=method, params=params)).size.k == 8  # beside any arm
         return
-    twin = AdapterSpec(method="random-topk", params=params)
-    assert controls == [twin, AdapterSpec(method="relu")]
+    as_measured = method in ("sae-jumprelu", "sae-l1", "sae-gated")  # the recipe adds random-topk with their L0
+    twins = [] if as_measured else [AdapterSpec(method="random-topk", params=params)]
+    assert METHODS[method].emergent == as_measured
+    assert controls == [*twins, AdapterSpec(method="relu")]
     assert issubclass(METHODS[method].settings, DictionarySettings)
 
 

@@ -3,12 +3,13 @@
 Each training case gives the same rows, batch size, k, AuxK and learning rate to sparsify, dictionary_learning and
 overcomplete, finds the fastest of them, and lets it train in turns with this package, which is trained from the
 start for more and more steps. Compared is the time that either takes to the explained variance, on rows that
-nobody has seen, at which the fastest peer ends. The case `codes` encodes and probes without the dense matrix.
+nobody has seen, at which the fastest peer ends. The case `codes` encodes and probes without the dense matrix, and
+`rows` fits and measures more and more rows. `--rows N` does that for N rows alone, without a goal.
 Exits with 1 where a goal is missed; with --quick, whose sizes are too small to judge speed and memory, only where
 an answer is wrong. --fp32 hides bf16 from the products, and the goal is then that of hardware without it.
 
     uv run --with-requirements tests/benchmarks/peers.txt python tests/benchmarks/adapters.py
-        [--quick] [--fp32] [--only NAME,...] [--json FILE]
+        [--quick] [--fp32] [--only NAME,...] [--rows N] [--json FILE]
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from made import Floats, Source
+from made import Floats, Source, shards
 from measure import Goal, Memory, busy, in_fresh_process, peak_gb, product_rates, show_goals, timed
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +44,10 @@ from monoeval.adapters.dictionary import Dictionary
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.sae import RandomTopK, TopKSAE
 from monoeval.adapters.settings import DictionarySettings, TrainedDictionarySettings
+from monoeval.backbones.extract import SHARD_ROWS
 from monoeval.backbones.features import FeatureSet
+from monoeval.data.images import Ints
+from monoeval.metrics.latents import measure
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.fit import fit_probes
 from monoeval.probes.problem import Problem
@@ -214,6 +218,8 @@ PEERS: dict[str, type[Peer]] = {
     "overcomplete": Overcomplete,
 }
 
+PACKAGES = ("eai-sparsify", "dictionary-learning", "overcomplete")
+
 
 # Ours.
 
@@ -256,6 +262,7 @@ class Setting:
     console: Console
     quick: bool
     bf16: bool  # whether products in bf16 are worth having here
+    rows: int | None = None  # instead of the sizes of the case `rows`
 
 
 @dataclass(frozen=True)
@@ -389,7 +396,68 @@ def _codes(shape: tuple[int, int, int, int, int]) -> dict[str, Any]:
     return {"seconds": seconds, "error": error, **own}
 
 
-CASES: dict[str, Callable[[Setting, str], Case]] = {**dict.fromkeys(SIZES, training), "codes": codes}
+IMAGENET = 1_281_167
+
+
+def rows(setting: Setting, name: str) -> Case:
+    """An autoencoder fitted on shards, and all its codes measured, in a process of its own: memory as N grows."""
+    sizes = (2_000, 8_000) if setting.quick else (32_500, 65_000, 130_000)
+    sizes = (setting.rows,) if setting.rows else sizes
+    width, latents, k, n_classes = (32, 256, 8, 10) if setting.quick else (768, 16_384, 32, 1_000)
+    source, runs = Source(width, n_classes), []
+    for n in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            paths, labels = shards(Path(folder), source, n, -(-n // SHARD_ROWS))
+            runs.append({"n": n, **in_fresh_process(_rows, paths, labels, latents, k, n_classes)})
+    table = Table("rows", "shards, GB", "added by the fit", "by measuring", "seconds to fit", "to measure")
+    for run in runs:
+        added = (f"{run['fit_gb']:.3f}", f"{run['measure_gb']:.3f}")
+        times = (f"{run['fit_seconds']:.1f}", f"{run['seconds']:.1f}")
+        table.add_row(f"{run['n']:,}", f"{2e-9 * run['n'] * width:.3f}", *added, *times)
+    setting.console.print(table)
+    last = runs[-1]
+    each = last["seconds"] / last["n"]
+    setting.console.print(
+        f"{1000 * each:.3f} ms a row measured; {IMAGENET:,} rows: {IMAGENET * each / 60:.0f} min"
+    )
+    shape = {"width": width, "latents": latents, "k": k, "classes": n_classes, "steps": STEPS}
+    missed = max(run["missed"] for run in runs)
+    goals = [Goal(name, "unexplained variance, trained / untrained", missed, 1.0, answer=True)]
+    if len(runs) > 1:
+        what = f"memory added at {sizes[-1]:,} rows / at {sizes[0]:,}"
+        goals.append(Goal(name, what, last["more_gb"] / runs[0]["more_gb"], 1.1))
+    return Case({**shape, "runs": runs}, goals)
+
+
+STEPS = 20
+"""Of training: enough to see its memory."""
+
+
+def _rows(paths: tuple[Path, ...], labels: Ints, latents: int, k: int, n_classes: int) -> dict[str, Any]:
+    made = FeatureSet("made", paths)
+    few = FeatureSet("few", paths[:1])
+    settings = TrainedDictionarySettings(width=latents, k=k, steps=STEPS, batch_size=4096)
+    quick = TrainedDictionarySettings(width=64, k=4, steps=1)
+    small = TopKSAE(quick).fit(TrainingRows(few, None, CPU), seed=0)  # loads what the first call loads
+    measure(Codes(few, small, CPU), labels[: few.n], n_classes)
+    with Memory() as before:
+        pass
+    with Memory() as fitting:
+        fit_seconds, adapter = timed(TopKSAE(settings).fit, TrainingRows(made, None, CPU), seed=0)
+    with Memory() as measuring:
+        seconds, found = timed(measure, Codes(made, adapter, CPU), labels, n_classes)
+    peaks = {"fit_gb": fitting.own_gb - before.own_gb, "measure_gb": measuring.own_gb - before.own_gb}
+    own = {"before_gb": before.own_gb, "more_gb": max(peaks.values()), **peaks, "peak_gb": peak_gb()}
+    missed = [1 - adapter.measures[f"explained_variance{which}"] for which in ("", "_untrained")]
+    facts = {"fit_seconds": fit_seconds, "seconds": seconds, "l0": found.l0_mean}
+    return {**facts, "missed": missed[0] / missed[1], **own}
+
+
+CASES: dict[str, Callable[[Setting, str], Case]] = {
+    **dict.fromkeys(SIZES, training),
+    "codes": codes,
+    "rows": rows,
+}
 
 
 def _names(text: str) -> list[str]:
@@ -404,15 +472,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes: under a minute, and only answers count")
     parser.add_argument("--fp32", action="store_true", help="hide the hardware's bf16 from products")
     parser.add_argument("--only", type=_names, metavar="NAME,...", help=", ".join(CASES))
+    parser.add_argument("--rows", type=int, metavar="N", help="the case `rows` alone, at N rows")
     parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     options = parser.parse_args()
     if options.fp32:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # read at the first product, here and in other processes
-    names = options.only or (["512x4096", "codes"] if options.quick else list(CASES))
+    names = options.only or (["512x4096", "codes", "rows"] if options.quick else list(CASES))
+    names = ["rows"] if options.rows else names
 
     console, load = Console(width=None if sys.stdout.isatty() else 130), busy()
     rates = product_rates()
-    setting = Setting(console, options.quick, rates["bf16"] > 1.5 * rates["fp32"])
+    setting = Setting(console, options.quick, rates["bf16"] > 1.5 * rates["fp32"], options.rows)
     products = ", ".join(f"{rate / 1e9:.0f} GF/s in {name}" for name, rate in rates.items())
     console.print(f"{torch.get_num_threads()} threads; products: {products}")
     if load > 0.5:
@@ -431,9 +501,7 @@ def main() -> int:
             "products": rates,
             "load_before": load,
             "threads": torch.get_num_threads(),
-            "versions": {
-                name: version(name) for name in ("torch", "eai-sparsify", "dictionary-learning", "overcomplete")
-            },
+            "versions": {name: version(name) for name in ("torch", *(PACKAGES if SIZES.keys() & names else ()))},
             "machine": platform.processor() or platform.machine(),
             "cases": {name: case.facts for name, case in cases.items()},
             "goals": [{**asdict(goal), "met": goal.met} for goal in goals],

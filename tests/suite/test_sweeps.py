@@ -58,15 +58,16 @@ def test_controls_have_the_same_sweep_and_so_the_same_budget() -> None:
     }
     heads = controls_for(AdapterSpec(method="ncl-head", params={"width": (16, 32)}))
     assert heads[0].params == {"width": (16, 32)}
-    fields = {"models": ["resnet18"], "methods": [{"method": "ncl-head", "params": {"width": [16, 32]}}]}
-    recipe = load_recipe({**fields, "scenarios": ["clean"]}).resolved()
-    assert {arm.name.removeprefix("resnet18 + "): recipe.tried(arm) for arm in recipe.arms} == {
-        "resnet18": 1,
-        "ncl-head": 2,
-        "cl-head": 2,
-        "relu": 1,
-        "random-topk as ncl-head": 2,
-    }
+    for method, twin in (("ncl-head", {"cl-head": 2}), ("sae-l1", {})):
+        fields = {"models": ["resnet18"], "methods": [{"method": method, "params": {"width": [16, 32]}}]}
+        recipe = load_recipe({**fields, "scenarios": ["clean"]}).resolved()
+        assert {arm.name.removeprefix("resnet18 + "): recipe.tried(arm) for arm in recipe.arms} == {
+            "resnet18": 1,
+            method: 2,
+            **twin,
+            "relu": 1,
+            f"random-topk as {method}": 2,
+        }
 
 
 def test_what_is_chosen_from_is_in_the_key() -> None:
@@ -209,7 +210,7 @@ def test_a_wrong_sweep_in_a_recipe_is_one_sentence(
         (("--method", "sae", "--k", "16,16"), "k lists 16 twice"),
         (("--method", "sae", "--k", "2.5"), "--k '2.5' is not a number"),
         (("--method", "pca,relu", "--k", "16"), "--k is a setting of dictionaries such as sae, not of pca, relu"),
-        (("--method", "ncl-head", "--width-factor", "2,4"), "--width-factor is a setting of dictionaries"),
+        (("--method", "l2norm", "--width-factor", "2,4"), "--width-factor is a setting of dictionaries"),
         (("--method", "sae", "--width-factor", "0"), "width_factor cannot be 0"),
         (("--method", "sae", "--width-factor", "inf"), "width_factor cannot be inf"),
         (("--method", "sea", "--k", "16"), "'sae'"),
