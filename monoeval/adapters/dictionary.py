@@ -28,7 +28,13 @@ Encode = Callable[[Tensor], Tensor | SparseRows]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a dictionary is trained on a number of rows."""
+    """How long and how fast a dictionary is trained on a number of rows.
+
+    Steps by measurement on the features of two small SimCLR networks (926 digits, 128 features, width 512, k = 16,
+    one run each): 188, 375, 750 and 1,500 steps explain 0.965, 0.973, 0.976 and 0.976 of the variance of 231 other
+    digits, and a probe reads 97.8, 97.4, 97.8 and 97.4 % of them, where one digit is 0.4. 750 steps would do, and
+    1,500 do no harm.
+    """
 
     steps: int
     batch_size: int
