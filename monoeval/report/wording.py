@@ -130,30 +130,26 @@ COUNTED = {"backbone": "backbones", "adapter": "adapters", FINETUNING: "adapters
 """What of `SEEDS` a recipe counts it by; a finetuning stands in the adapter's place."""
 
 
-def plural(name: str) -> str:
-    """Of one of `SEEDS`, in a sentence."""
-    return f"{name}s"
+_INTERPLAY = "draws' interplay with the rest"
 
 
 def _sources(shares: Shares, varied: Sequence[str]) -> list[tuple[str, float]]:
     """What the variance of a mean comes from, of what is varied, and its share."""
-    found = {"backbone": shares.backbone, "adapter": shares.adapter, FINETUNING: shares.adapter}
-    found |= {"draw": shares.draw}
-    both = [("draws' interplay with the rest", shares.interplay)] if "draw" in varied and len(varied) > 1 else []
+    found = {**vars(shares), FINETUNING: shares.adapter}
+    both = [(_INTERPLAY, shares.interplay)] if "draw" in varied and len(varied) > 1 else []
     return [*((name, found[name]) for name in varied), *both, ("test rows", shares.rows)]
 
 
 def uncertain(shares: Shares, varied: Sequence[str]) -> str:
     """Whose doing most of the uncertainty is, and what to add to have less of it."""
     (first, most), (second, more), *_ = sorted(_sources(shares, varied), key=lambda source: -source[1])
-    advice = {"test rows": "add test rows"} | {n: f"add {plural(n)}" for n in COUNTED}
-    what = advice.get(first, "add draws or what they are crossed with")
     if most <= 0.5:
         return f"no one source has most of the variance: {first} {100 * most:.0f} %, {second} {100 * more:.0f} %"
-    owner = "comes from test rows" if first == "test rows" else f"is the {first}'s"
-    if first.startswith("draws'"):
-        owner = f"is {first}"
-    return f"{100 * most:.0f} % of the variance {owner}: {what}"
+    told = {
+        "test rows": "comes from test rows: add test rows",
+        _INTERPLAY: f"is {_INTERPLAY}: add draws or what they are crossed with",
+    }
+    return f"{100 * most:.0f} % of the variance " + told.get(first, f"is the {first}'s: add {first}s")
 
 
 def headline(comparison: Comparison, said: Sequence[str] = ()) -> str:
