@@ -79,7 +79,8 @@ def _source(images: Path) -> Source:
     kept = source.take(np.flatnonzero(np.isin(source.labels, named)))
     return replace(
         kept,
-        names=tuple("+".join(WORDNET.get(name, (name,))) for name in kept.names),
+        labels=np.searchsorted(named, kept.labels),
+        names=tuple("+".join(WORDNET[source.names[place]]) for place in named),
         keys=[*kept.keys, "without border"],
         read=_Inside(kept.read),
     )

@@ -213,18 +213,24 @@ def measure(of: Measure, arm: str) -> str:
     return f"{text} ± {50 * (value.high - value.low):.1f}".replace("inf", "∞")
 
 
+_OF_EACH = {"area", "effective_robustness"}
+"""Measures of which there is one a series, or a target."""
+
+
 def overview(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """One table for the whole report: of each scenario the measure that says most that its table does not."""
     chosen = []
     for table in sorted(summary.tables, key=lambda t: t.scenario == "clean"):
         if table.scenario == "few-shot":
             continue  # its mean says as much
-        first = {"ood": ["gap"], "clean": ["ece", "ece_t"]}.get(table.scenario, ["area", "relative_accuracy"])
+        first = {"ood": ["effective_robustness", "gap"], "clean": ["ece", "ece_t"]}.get(
+            table.scenario, ["area", "relative_accuracy"]
+        )
         found = [
             m
             for name in first
             for m in table.measures
-            if m.name == name or (name == "area" and m.name.startswith("area_"))
+            if m.name == name or (name in _OF_EACH and m.name.startswith(f"{name}_"))
         ]
         chosen += [(f"{table.title}: {m.label}", m) for m in (found if table.scenario == "clean" else found[:1])]
     lines = [[arm, *(measure(m, arm) for _, m in chosen)] for arm in summary.arms]

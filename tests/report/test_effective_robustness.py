@@ -18,7 +18,7 @@ from monoeval.errors import UsageError
 from monoeval.metrics.scores import effective_robustness, standard_line
 from monoeval.report import summarise
 from monoeval.report.summary import to_json
-from monoeval.report.wording import measure
+from monoeval.report.wording import measure, overview
 from monoeval.scenarios.ood import OutOfDomain
 from monoeval.suite.changes import changed
 from monoeval.suite.plan import make_plan
@@ -76,6 +76,7 @@ def test_the_report_has_both_robustnesses_and_says_what_line_it_is(shift: RunFol
     assert list(relative.values) == ["sae"]
     assert relative.values["sae"].mean == pytest.approx(0.15)
     assert measure(effective, "raw").startswith("−7.9 ± ")
+    assert overview(summary)[0] == ["arm", "ood: effective robustness"]
     (note,) = (note for note in summary.notes if "standard models" in note)
     assert "to far is the accuracy beyond σ(0.90 · logit(clean) − 0.50)" in note
     assert "of 4 standard models that the recipe gives (R² = 1.00, clean accuracy 60.0 to 90.0 %)" in note
