@@ -150,7 +150,7 @@ def test_killed_again_and_again_it_finishes_with_the_same_rows(
 
 def test_too_many_shots_stop_before_anything_starts(tmp_path: Path) -> None:
     greedy = {**RECIPE, "scenarios": [{"name": "few-shot", "shots": [16]}]}
-    with pytest.raises(UsageError, match=r"Class '0' has 10"):
+    with pytest.raises(UsageError, match="class '0' of digits has 10"):
         run(greedy, out=tmp_path)
     assert not list(tmp_path.rglob("results.jsonl"))
 
