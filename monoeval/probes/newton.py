@@ -2,8 +2,8 @@
 
 Each step solves its linear system by conjugate gradients (Nocedal and Wright, Numerical Optimization, algorithm
 7.1), preconditioned by the start Hessian of `lbfgs`: two products and a dozen operations an iteration. The system
-is solved in float32, as a direction has only to point well; values, gradients and bounds are float64, so that
-rounding keeps no gap from closing.
+is solved in float32, as a direction has only to point well, and in float64 once a step has gained nothing; values,
+gradients and bounds are float64, so that rounding keeps no gap from closing.
 """
 
 from copy import copy
@@ -62,17 +62,19 @@ class Newton:
         groups, problems = (torch.arange(k, device=self.x.device) for k in self.value.shape)
         x, passes = self.x.double(), 1
         value, penalty, gradient, chances = _evaluate(objective, rows, x)
-        ended, idle = torch.zeros_like(value, dtype=torch.bool), torch.zeros_like(value)
+        ended, idle, precise = torch.zeros_like(value, dtype=torch.bool), torch.zeros_like(value), False
         while True:
-            system = _System(objective, rows, gradient, chances)
+            # float32 loses directions whose curvatures lie too far apart: λ near 1e-9, rows fitted all but exactly
+            precise = precise or bool(((idle > 0) & ~ended).any())
+            system = _System(objective, rows, gradient, chances, torch.float64 if precise else torch.float32)
             half_decrement = 0.5 * system.decrement
             near = ROUGH_GAIN * value if self.rough else ESTIMATE * penalty
             estimated = half_decrement <= near
-            stuck = (idle >= 2) | torch.tensor(passes >= max_passes, device=idle.device)
+            stuck = (idle >= 3) | torch.tensor(passes >= max_passes, device=idle.device)
             if bool(((estimated | stuck) & ~ended).any()):
                 gap = (value - self._bound(objective, x, value - penalty, gradient)) / value.clamp(min=1e-300)
                 certified = gap <= self.tolerance
-                converged = estimated & (certified | self.rough) | (idle >= 2) & (certified | estimated)
+                converged = estimated & (certified | self.rough) | (idle >= 3) & (certified | estimated)
                 new = (converged | stuck) & ~ended
                 place = groups[:, None], problems[None, :]
                 for mine, theirs in (
@@ -106,7 +108,9 @@ class Newton:
             passes += products
             step = torch.ones_like(value).masked_fill(ended, 0.0)
             while True:
-                trial = x + step[..., None, None] * direction
+                far = step[..., None, None]
+                # where no step is taken, a direction that is not finite must not be either
+                trial = torch.where(far > 0, x + far * direction, x)
                 then = _evaluate(objective, rows, trial)
                 passes += 1
                 gain = value - then[0]
@@ -177,16 +181,18 @@ def _evaluate(objective: Objective, rows: _Rows, x: Tensor) -> tuple[Tensor, Ten
 
 
 class _System:
-    """Newton's equations at one point, Hessian · direction = -gradient, in float32 and units of the gradient."""
+    """Newton's equations at one point, Hessian · direction = -gradient, in units of the gradient."""
 
-    def __init__(self, objective: Objective, rows: _Rows, gradient: Tensor, chances: Tensor) -> None:
+    def __init__(
+        self, objective: Objective, rows: _Rows, gradient: Tensor, chances: Tensor, dtype: torch.dtype
+    ) -> None:
         self.rows = rows
-        self.p = torch.threshold(chances.float(), TINY, 0.0)
+        self.p = torch.threshold(chances.to(dtype), TINY, 0.0)
         self.weighted = self.p * objective.share[:, :, None]
         centre = rows.sums(torch.addcmul(self.weighted, self.weighted, self.p, value=-1))
         spread = centre[..., -1:].clamp(min=1e-12)
-        l2 = objective.l2.float()[..., None, None]
-        present = objective.present[..., None].float()
+        l2 = objective.l2.to(dtype)[..., None, None]
+        present = objective.present[..., None].to(dtype)
         self.share = present / present.sum(2, keepdim=True)
         self.mean = centre[..., :-1] / spread
         self.inverse = present / (spread * rows.variances[:, None, None] + l2)
@@ -194,7 +200,7 @@ class _System:
         self.l2 = l2.expand(-1, -1, 1, gradient.shape[3]).clone()
         self.l2[..., -1] = 0.0
         self.unit = torch.linalg.vector_norm(gradient, torch.inf, (2, 3)).clamp(min=1e-300)
-        self.residual = (gradient / -self.unit[..., None, None]).float()
+        self.residual = (gradient / -self.unit[..., None, None]).to(dtype)
         self.preconditioned = self._precondition(self.residual)
         self.product = (self.residual * self.preconditioned).sum((2, 3))
 
@@ -217,7 +223,7 @@ class _System:
         None is solved much better than what ends its problem asks: half the decrement at most `near`.
         """
         r, z, rz, live = self.residual, self.preconditioned, self.product, ~ended
-        share = (0.5 * near / (0.5 * self.decrement).clamp(min=1e-300)).float()
+        share = (0.5 * near / (0.5 * self.decrement).clamp(min=1e-300)).to(rz.dtype)
         goal = rz * torch.where(share < 0.5, share.clamp(min=FORCING), FORCING)
         d, x, made = z.clone(), torch.zeros_like(z), 0
         while made < MOST_PRODUCTS:
