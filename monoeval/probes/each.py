@@ -7,7 +7,7 @@ import torch
 from monoeval.errors import UsageError
 from monoeval.probes.batch import batches
 from monoeval.probes.codes import TrainingCodes
-from monoeval.probes.logistic import TOLERANCE, Grid, minimise
+from monoeval.probes.logistic import TOLERANCE, Grid, check_l2s, minimise
 from monoeval.probes.objective import Loss, Objective
 from monoeval.probes.problem import Problem
 
@@ -27,12 +27,9 @@ def solve_each(
     What is known of a problem's rows is worked out once, and all its λ go on together, so that tens of thousands
     of problems are a few batched solves. As in `solve_grid`, which is for label sets on the same many rows,
     weights are for the codes as `codes` gives them, and a call that is repeated gives the same bits. Raises
-    UsageError for an L2 that is not positive and for a problem without a row.
+    UsageError for L2 that are not positive or none, and for a problem without a row.
     """
-    if not min(l2s) > 0:
-        raise UsageError(
-            f"An L2 of {min(l2s):g} was asked for, and the intercept alone is free of one: use more than 0."
-        )
+    check_l2s(l2s)
     if not all(len(problem.rows) for problem in problems):
         raise UsageError("A probe was asked for without a row: give one at least.")
     out = Grid.empty(len(problems), len(l2s), n_classes, codes.width, codes.device)

@@ -145,6 +145,8 @@ class Descent:
         for name in ("x", "value", "gap", "converged", "passes"):
             mine = getattr(self, name)
             mine[groups] = getattr(other, name).to(mine.dtype)
+        for part, theirs in zip(self.at.parts(), other.at.parts(), strict=True):
+            part[groups] = theirs
 
     def _direction(self, gradient: Tensor, at: Point, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """-H·gradient by the two-loop recursion; a pair with inverse curvature 0 (a refused step) does nothing."""

@@ -1,10 +1,12 @@
 """Linear classifiers for many label sets at once: one objective, its descent, and the path over λ."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +28,6 @@ SHARED_WORK = 2e9
 """Multiplications of a product from which threads share it."""
 REDUCED_WORK = 1e9
 """Multiplications of a product below which its speed does not matter."""
-
-
 FEW_ROWS = 512
 """Up to here Newton's method is faster: at 160 rows 1.2 (L2 of 0.1) to 4 times (1e-5), at 400 rows 0.8 to 3 times;
 at 800 rows L-BFGS is, but at the smallest L2."""
@@ -52,12 +52,14 @@ def minimise(
 
     A problem ends where its duality gap, proven for the free intercept too (see `Objective.bound`), is at most
     `tolerance`·f, and its estimated distance to the optimum, half the quasi-Newton decrement, at most a small
-    share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), five steps in a row
-    that gain nothing else end it too, fewer rows than columns go on in float64, and `gap` says what is proven in
-    the end. Up to FEW_ROWS of these Newton's method does it all, to a smaller estimate. Losses
-    that are not convex have no such bound (their gap is infinite): they start from the optimum of cross-entropy
-    where no `x` is given, and end by the estimate. `converged` is false where none of it came true in
-    `max_passes`.
+    share of the penalty. Where rounding keeps the gap from closing (λ below about 1e-8), a few steps in a row
+    that gain nothing end it too, and `gap` says what is proven in the end. `converged` is false where none of it
+    came true in `max_passes`.
+
+    Cross-entropy, smoothed or not, on at most FEW_ROWS rows of a `RowSpace` is left to Newton's method, in float64
+    and to a smaller estimate, and so is what L-BFGS in float32 could not certify on more rows of one. All else is
+    L-BFGS. Losses that are not convex have no bound (their gap is infinite): they start from the optimum of
+    cross-entropy where no `x` is given, and end by the estimate.
 
     Where the machine is faster at them, products are reduced: those of the curvature, and those of the gradient
     where their rounding cannot show in the gap. A `rough` descent makes all of them so, and stops earlier, where
@@ -120,6 +122,7 @@ class Grid:
         """Fill in the answers of a solve, whose problems [G, P] in order are those at `place`."""
         weights, intercept = objective.rows.leave(descent.x)
         intercept = intercept.masked_fill(~objective.present, -torch.inf)
+        shape = np.broadcast_shapes(*(index.shape for index in place))
         for mine, theirs in (
             (self.weights_plcm, weights),
             (self.intercept_plc, intercept),
@@ -128,7 +131,18 @@ class Grid:
             (self.passes_pl, descent.passes),
             (self.converged_pl, descent.converged),
         ):
-            mine[place] = theirs.reshape(mine[place].shape)
+            mine[place] = theirs.reshape(*shape, *mine.shape[2:])
+
+
+def check_l2s(l2s: Sequence[float]) -> None:
+    """Raise UsageError where there is no L2, or one that is not positive and finite."""
+    if not l2s:
+        raise UsageError("Probes were asked for at no L2: give one at least.")
+    for l2 in l2s:
+        if not 0 < l2 < math.inf:
+            raise UsageError(
+                f"An L2 of {l2:g} was asked for, and the intercept alone is free of one: use a finite one above 0."
+            )
 
 
 @torch.no_grad()
@@ -147,14 +161,11 @@ def solve_grid(
     Losses that are not convex start from the optimum of cross-entropy at the same λ instead.
     `row_weights_pn` are non-negative, 0 where a row is not used. Products are float32,
     sums of losses float64; a call that is repeated gives the same bits. The weights are for the codes
-    as `codes` gives them, its scale divided out. Raises UsageError for an L2 that is not positive and for a
+    as `codes` gives them, its scale divided out. Raises UsageError for L2 that are not positive or none, and for a
     problem without a row.
     """
     n, n_problems = len(codes), len(labels_pn)
-    if not min(l2s) > 0:
-        raise UsageError(
-            f"An L2 of {min(l2s):g} was asked for, and the intercept alone is free of one: use more than 0."
-        )
+    check_l2s(l2s)
     if row_weights_pn is not None and not bool((row_weights_pn.sum(1) > 0).all()):
         raise UsageError("A probe was asked for without a row of positive weight: give one at least.")
     rows = all_rows(codes)

@@ -32,9 +32,12 @@ TINY = 1e-30
 
 
 class Newton:
-    """Minimise a convex objective on few rows from `x` [G, P, C, D + 1] until each problem is certified.
+    """Minimise a convex objective on the rows of a `RowSpace` from `x` float32 [G, P, C, D + 1].
 
-    What it leaves is what `lbfgs.Descent` does; `passes` are evaluations and products with the Hessian.
+    A problem ends where its gap is proven and its estimate small, or where three steps in a row gain nothing, and
+    then counts as `converged` if one of the two holds. A `rough` descent ends by its estimate alone. What it
+    leaves is what `lbfgs.Descent` does: `x` float32, `value` and `gap` (relative, proven) float64 [G, P] of the
+    same point in float64; `passes` are evaluations and products with the Hessian, of the whole batch so far.
     """
 
     def __init__(self, objective: Objective, x: Tensor, tolerance: float, rough: bool) -> None:
@@ -55,7 +58,7 @@ class Newton:
         return self.objective(self.x)
 
     def run(self, max_passes: int) -> None:
-        """Descend."""
+        """Descend, at most one step's products beyond `max_passes`."""
         objective = copy(self.objective)
         assert isinstance(objective.rows, RowSpace)
         rows = _Rows(objective.rows)
@@ -139,6 +142,7 @@ class _Rows:
         self.double, self.variances = self.single.double(), rows.variances_gd
 
     def take(self, groups: Tensor) -> "_Rows":
+        """Some groups only."""
         other = copy(self)
         other.single, other.double, other.variances = (
             t.index_select(0, groups) for t in (self.single, self.double, self.variances)

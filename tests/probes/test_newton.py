@@ -7,6 +7,7 @@ from textbook import Textbook, clusters
 
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import Descent
+from monoeval.probes.logistic import minimise
 from monoeval.probes.newton import Newton
 from monoeval.probes.objective import Loss, Objective
 from monoeval.probes.rows import RowSpace
@@ -75,6 +76,21 @@ def test_too_few_passes_are_owned_up_to() -> None:
     assert (short.passes == 1).all()
     assert (short.value > long.value).all()
     assert (short.value * (1 - short.gap) <= long.value).all()
+
+
+def test_more_rows_than_are_few_go_on_with_it_where_float32_cannot_tell_and_leave_one_point() -> None:
+    array, labels = clusters(530, 540, C, 0.1)
+    rows = RowSpace.of(TrainingCodes(torch.from_numpy(array)), [torch.arange(530)], [530])
+    l2 = torch.full((1, 1), 1e-9, dtype=torch.float64)
+    labels_gpn, weights = torch.from_numpy(labels)[None, None], torch.ones(1, 1, 530)
+    objective = Objective(rows, labels_gpn, weights, l2, C, Loss(), True)
+    alone, both = Descent(objective, *objective.origin(), 1e-6, False), minimise(objective, tolerance=1e-6)
+    alone.run(2000)
+    assert float(alone.gap) > 1e-6
+    assert float(both.gap) <= 1e-6
+    there = objective(both.x)
+    torch.testing.assert_close(both.at.loss, there.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(both.at.losses, there.losses)
 
 
 @pytest.mark.parametrize("seed", range(8))
