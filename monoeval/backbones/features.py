@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ def _mapped(path: Path) -> NDArray[np.floating]:
     dtype = torch.from_numpy(np.empty(0, mapped.dtype)).dtype
     first = mapped.offset // mapped.itemsize
     flat = torch.from_file(str(path), shared=False, size=first + mapped.size, dtype=dtype)
-    shard: NDArray[np.floating] = flat[first:].numpy().reshape(mapped.shape)
+    order: Literal["C", "F"] = "C" if mapped.flags.c_contiguous else "F"
+    shard: NDArray[np.floating] = flat[first:].numpy().reshape(mapped.shape, order=order)
     shard.flags.writeable = False
     return shard

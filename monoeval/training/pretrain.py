@@ -223,7 +223,7 @@ class _Training:
                 self.epoch += 1
                 self.seconds += time.monotonic() - started
                 if watching is not None and self.epoch % max(1, self.spec.epochs // TIMES_WATCHED) == 0:
-                    log.info("%s", watching.said())
+                    self._say(watching)
                 due = self.processes.rank == 0 and self.epoch < self.spec.epochs
                 if due and time.monotonic() - saved >= checkpoint_seconds:
                     resume.save(checkpoint, self._state(), environment)
@@ -257,6 +257,12 @@ class _Training:
             "images_per_second": self.steps * self.batch / self.seconds if self.seconds else None,
             "timm": version("timm"),
         }
+
+    def _say(self, watching: "_Watch") -> None:
+        try:
+            log.info("%s", watching.said())
+        except OSError as error:  # its files need some room for temporary ones, and the training none
+            log.warning("How the training goes could not be measured (%s); it goes on.", error.strerror or error)
 
     def _one_epoch(self, advance: progress.Advance, checkpoint: Path) -> float:
         """Its mean loss. Raises MonoevalError where a loss is not finite."""

@@ -23,7 +23,7 @@ from monoeval import progress
 from monoeval.backbones.preprocess import Preprocess
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError
-from monoeval.files import atomic, cache_dir, locked
+from monoeval.files import atomic, cache_dir, cannot_write, locked
 from monoeval.keys import key
 
 CROP_PCT = 1.0  # the whole central square: these images are small already
@@ -123,6 +123,7 @@ def _from_file(images: ImageSet, size: int, device: torch.device) -> Squares:
     with locked(path):
         if (found := _opened(path, shape, device)) is not None:  # another process has made it meanwhile
             return found
+        _remove_what_is_left_of(path)
         needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
         if needed > free:
             raise MonoevalError(
@@ -135,6 +136,15 @@ def _from_file(images: ImageSet, size: int, device: torch.device) -> Squares:
         found = _opened(path, shape, device)
     assert found is not None
     return found
+
+
+def _remove_what_is_left_of(path: Path) -> None:
+    """Give back the room of a damaged file, and of files that killed processes had begun; only under the lock."""
+    try:
+        for left in (path, *path.parent.glob(f".{path.stem}.*.tmp")):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _opened(path: Path, shape: tuple[int, ...], device: torch.device) -> Squares | None:

@@ -23,6 +23,12 @@ def test_rows_come_from_any_shard_in_the_order_asked_for(tmp_path: Path, dtype: 
         features._arrays[0][0] = 0
 
 
+def test_shards_written_column_by_column_are_read_as_they_are(tmp_path: Path) -> None:
+    whole = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.save(tmp_path / "0.npy", np.asfortranarray(whole))
+    assert torch.equal(FeatureSet("made", (tmp_path / "0.npy",)).load(), torch.from_numpy(whole))
+
+
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files cannot be counted here")
 def test_a_set_keeps_no_file_open(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.npy" for i in range(40)]

@@ -188,6 +188,20 @@ def test_how_it_goes_is_said_from_unseen_images_and_changes_no_bit(caplog):
         assert re.search(r"linear probe \d+\.\d %, nearest class mean .* \(on 60 images of others", line)
 
 
+def test_a_full_disk_silences_what_is_said_and_ends_no_training(caplog, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    spec, images = PretrainSpec(objective="ncl", **{**TINY, "epochs": 2}), squares(48)
+    folder = pretrain(spec, images, seed=0, device=CPU)
+    weights = (folder / "backbone.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    monkeypatch.setattr("monoeval.training.watch.np.save", full)
+    assert pretrain(spec, images, seed=0, device=CPU, watched=True) == folder
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+    assert caplog.text.count("could not be measured (No space left on device); it goes on") == 2
+
+
 def test_a_linear_probe_nearest_class_mean_and_consistency_of_known_features():
     rows = watched_rows(5000, "watch", seed=0)
     assert len(np.unique(rows)) == 2000

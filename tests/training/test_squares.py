@@ -143,6 +143,23 @@ def test_a_disk_without_room_is_one_sentence(monkeypatch):
     assert not list((cache_dir() / "squares").glob(".*.tmp"))
 
 
+def test_what_a_killed_process_left_is_taken_away_before_room_is_counted(monkeypatch):
+    whole = squares_of(photos(), 12, CPU, on_disk=True).take(torch.arange(75))
+    folder = cache_dir() / "squares"
+    path = next(folder.glob("*.npy"))
+    path.with_suffix(".json").unlink()  # it is written last
+    (folder / f".{path.name}.ab12.tmp").write_bytes(b"half")
+    others = folder / ".other.npy.ab12.tmp"
+    others.write_bytes(b"of a process that may be at work")
+
+    def free(_):
+        assert [p.name for p in folder.iterdir() if p.suffix != ".lock"] == [others.name]
+        return SimpleNamespace(free=10**9)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", free)
+    assert torch.equal(squares_of(photos(), 12, CPU, on_disk=True).take(torch.arange(75)), whole)
+
+
 def test_an_image_that_cannot_be_read_stops_the_decoding_with_its_own_sentence():
     images = photos()
 
