@@ -32,6 +32,7 @@ class Shares:
     """Whose doing the variance of a mean is; the shares sum to 1."""
 
     backbone: float
+    """With its adapter's, where each backbone has but one."""
     adapter: float
     draw: float
     interplay: float

@@ -62,7 +62,7 @@ def paired_difference(
     the details. One unit, or units that are all alike, give the one-sample t interval over rows. Simulated
     coverage is 92.5-97 % from three units on, and 87-97 % for two (`tests/studies/RESULTS.md`; `tests/metrics`
     repeats a part). With `levels`, units are backbones, their adapters and draws, crossed; coverage is then
-    93-99 %, but 90-92 % where the draw is nearly all that is uncertain and there are two of them.
+    93-99 %, but 90-92 % where nearly all that is uncertain is of one kind of which there are two.
 
     `groups_r` [R] names the cluster (writer, video) of each row; rows are then replaced by linearised cluster
     totals t_gu = m_u + (G/R)·Σ_{i in g} (d_iu − m_u), m_u the unit's mean, which for clusters of one row are the

@@ -13,7 +13,7 @@ from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
 from monoeval.report.points import Point, mean_measures, points_of
 from monoeval.report.scores import Scores
-from monoeval.report.wording import COUNTED, signed, uncertain
+from monoeval.report.wording import COUNTED, listed, signed, uncertain
 
 
 def fill(scores: Scores, title: str, slug: str, points: Sequence[Point]) -> Table:
@@ -165,10 +165,11 @@ def _of_levels(gain: Difference, levels: Levels) -> list[str]:
     notes = [f"conditional on one {name}" for name in gain.fixed if name != "backbone"]
     averaged = {"adapters"} if "backbone" in gain.varied else set()  # over those of each backbone
     outer = [name for name in gain.varied if COUNTED[name] not in averaged]
-    notes += [f"two {name}s: {_FEW}" for name in outer if getattr(levels, COUNTED[name]) == 2]
+    if few := [f"two {name}s" for name in outer if getattr(levels, COUNTED[name]) == 2]:
+        notes.append(f"{listed(few)}: {_FEW}")
     interval = gain.primary.interval
     if interval is not None and interval.shares is not None and gain.varied:
-        notes.append(uncertain(interval.shares, gain.varied))
+        notes.append(uncertain(interval.shares, gain.varied, levels))
     return notes
 
 

@@ -52,22 +52,33 @@ def seeds_of(row: Row) -> tuple[int | None, int | None, int | None]:
 
 
 def varied(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of `SEEDS` that are not the same in all of `rows`; a finetuning's is in place of the adapter's."""
-    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) > 1)
+    """What an arm of `rows` has several of, of `SEEDS`; a finetuning is in place of the adapter."""
+    return tuple(name for name, count in _counts(rows).items() if count > 1)
 
 
 def fixed(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The names of `SEEDS` that `rows` have, and are the same in all of them."""
-    return tuple(name for name, seeds in _drawn(rows).items() if len(seeds) == 1)
+    """What `rows` have one of, of `SEEDS`, for all units."""
+    return tuple(name for name, count in _counts(rows).items() if count == 1)
 
 
-def _drawn(rows: Sequence[Row]) -> dict[str, set[int]]:
-    columns = zip(*map(seeds_of, rows), strict=True)
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    """How many backbones, adapters and draws an arm of `rows` has; adapters of two backbones are two."""
+    found: dict[str, dict[str, set[object]]] = {name: defaultdict(set) for name in SEEDS}
+    for row in rows:
+        for name, seed in zip(SEEDS, seeds_of(row), strict=True):
+            if seed is not None:
+                found[name][row.arm].add((row.backbone_seed, seed) if name == "adapter" else seed)
     trained = all(row.probe_kind == "finetune" for row in rows)
-    names = [FINETUNING if trained and name == "adapter" else name for name in SEEDS]
     return {
-        name: {seed for seed in column if seed is not None} for name, column in zip(names, columns, strict=True)
+        FINETUNING if trained and name == "adapter" else name: max(map(len, of_arm.values()), default=0)
+        for name, of_arm in found.items()
     }
+
+
+def adapters_across_backbones(rows: Sequence[Row]) -> bool:
+    """Whether several adapters (or finetunings) of a given backbone stand against several pretrained backbones."""
+    given = {r.adapter_seed for r in rows if r.backbone_seed is None and r.adapter_seed is not None}
+    return len(given) > 1 and len({r.backbone_seed for r in rows if r.backbone_seed is not None}) > 1
 
 
 def applies(row: Row, unit: Unit) -> bool:

@@ -18,6 +18,7 @@ from monoeval.metrics.scores import StandardLine, balanced, standard_line
 from monoeval.report.points import (
     DETECTION,
     Point,
+    adapters_across_backbones,
     applies,
     fixed,
     mean_measures,
@@ -30,7 +31,7 @@ from monoeval.report.points import (
 )
 from monoeval.report.sidecars import TestRows, groups_of, labels_of, numbers, read, read_tests, union
 from monoeval.suite.ledger import Row, read_rows
-from monoeval.suite.units import Unit, units_of, whole
+from monoeval.suite.units import Unit, one_adapter_each, units_of, whole
 
 _NAMED = 4
 """Combinations of seeds that a sentence names before it only counts."""
@@ -191,6 +192,12 @@ class Scores:
         levels = None
         if self.crossed:
             units, levels = whole(units)
+            rows = (
+                row for p in points for u in units for pair in self._pairs(arm, against, p, u)[0] for row in pair
+            )
+            if adapters_across_backbones(list(rows)):
+                units, levels = one_adapter_each(units)
+                remarks.append("each pretrained backbone stands against one adapter of the given backbone")
         if len(units) < len(self.units):
             lost = self.named([u for u in self.units if u not in units]).removeprefix("seed ")
             what = "combinations of seeds" if self.crossed else "seeds"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monoeval.metrics.components import Shares
+from monoeval.metrics.components import Levels, Shares
 from monoeval.metrics.paired import Interval
 from monoeval.report.model import Cell, Column, Comparison, Difference, Measure, Summary, Table, Value
 from monoeval.report.points import FINETUNING
@@ -122,7 +122,8 @@ def _seeds_redraw(found: Difference) -> str:
     if not found.varied:
         return "nothing"
     if interval.shares is not None:
-        return ", ".join(f"{name} {100 * share:.0f} %" for name, share in _sources(interval.shares, found.varied))
+        sources = _sources(interval.shares, found.varied, found.levels)
+        return ", ".join(f"{name} {100 * share:.0f} %" for name, share in sources)
     return f"{' + '.join(found.varied)}: {100 * interval.unit_share:.0f} %"
 
 
@@ -133,22 +134,31 @@ COUNTED = {"backbone": "backbones", "adapter": "adapters", FINETUNING: "adapters
 _INTERPLAY = "draws' interplay with the rest"
 
 
-def _sources(shares: Shares, varied: Sequence[str]) -> list[tuple[str, float]]:
-    """What the variance of a mean comes from, of what is varied, and its share."""
-    found = {**vars(shares), FINETUNING: shares.adapter}
-    both = [(_INTERPLAY, shares.interplay)] if "draw" in varied and len(varied) > 1 else []
-    return [*((name, found[name]) for name in varied), *both, ("test rows", shares.rows)]
+def _sources(shares: Shares, varied: Sequence[str], levels: Levels | None) -> list[tuple[str, float]]:
+    """What the variance of a mean comes from, of what is varied, and its share.
+
+    Where each backbone has one adapter (or finetuning) the two cannot be told apart and are one source.
+    """
+    found, names = {**vars(shares), FINETUNING: shares.adapter}, list(varied)
+    of_backbones = len(names) > 1 and names[0] == "backbone" and names[1] != "draw"
+    if of_backbones and levels is not None and levels.adapters == 1:
+        names[:2] = [f"backbone with its {names[1]}"]
+        found[names[0]] = shares.backbone
+    both = [(_INTERPLAY, shares.interplay)] if "draw" in names and len(names) > 1 else []
+    return [*((name, found[name]) for name in names), *both, ("test rows", shares.rows)]
 
 
-def uncertain(shares: Shares, varied: Sequence[str]) -> str:
+def uncertain(shares: Shares, varied: Sequence[str], levels: Levels) -> str:
     """Whose doing most of the uncertainty is, and what to add to have less of it."""
-    (first, most), (second, more), *_ = sorted(_sources(shares, varied), key=lambda source: -source[1])
+    (first, most), (second, more), *_ = sorted(_sources(shares, varied, levels), key=lambda source: -source[1])
     if most <= 0.5:
         return f"no one source has most of the variance: {first} {100 * most:.0f} %, {second} {100 * more:.0f} %"
     told = {
         "test rows": "comes from test rows: add test rows",
         _INTERPLAY: f"is {_INTERPLAY}: add draws or what they are crossed with",
     }
+    if first.startswith("backbone with"):
+        told[first] = f"comes from the {first}: add backbones"
     return f"{100 * most:.0f} % of the variance " + told.get(first, f"is the {first}'s: add {first}s")
 
 

@@ -401,9 +401,12 @@ def _same_classes(trial: Trial) -> list[Mapping[str, tuple[str, ...]]]:
 def counts_as(trial: Trial) -> Ints:
     """The class [C] that each training class counts as: itself, or −1 where it is not scored.
 
-    Training classes that are one class of either test set count as the first of them.
+    Training classes that are one class of either test set count as the first of them. Nothing does where classes
+    are not shared with another set: rows from elsewhere are told apart by the scores that rows of the data have.
     """
     names = load(trial.data).train.class_names
+    if trial.test.shared_with is None:
+        return np.arange(len(names))
     position = {name: names.index(name) for name in shared_classes(trial)}
     counts = np.full(len(names), -1, dtype=np.int64)
     counts[list(position.values())] = list(position.values())

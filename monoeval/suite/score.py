@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from monoeval.backbones.load import Backbone
 from monoeval.data.corruptions import corruption_table
@@ -34,15 +35,23 @@ class Score:
 def predicted(logits_nc: NDArray[np.floating], labels_n: Ints, counts_as: Ints) -> tuple[RowScores, int]:
     """Scores of some rows, and how many of them have logits that are not numbers.
 
-    `counts_as` [C] is as `plan.counts_as` gives it: classes that count as one have the largest of their logits, so
-    that either is a right answer, and −1 cannot be predicted. The other logits are overwritten.
+    `counts_as` [C] is as `plan.counts_as` gives it; −1 cannot be predicted. Where classes count as one, the
+    prediction is what the single class with the largest logit counts as, so that either is a right answer, as
+    published accuracies have it; probabilities (log-loss, confidence, energy) are summed over them. Logits are
+    overwritten.
     """
     classes = np.arange(len(counts_as))
-    for one in np.unique(counts_as[(counts_as >= 0) & (counts_as != classes)]):
-        logits_nc[:, one] = logits_nc[:, counts_as == one].max(axis=1)
+    logits_nc[:, counts_as < 0] = -np.inf
+    merged = np.unique(counts_as[(counts_as >= 0) & (counts_as != classes)])
+    largest_n = counts_as[logits_nc.argmax(axis=1)] if len(merged) else None
+    for one in merged:
+        logits_nc[:, one] = logsumexp(logits_nc[:, counts_as == one], axis=1)
     logits_nc[:, np.setdiff1d(classes, counts_as)] = -np.inf
     bad = np.isnan(logits_nc).any(axis=1)
-    return row_scores(np.where(bad[:, None], 0, logits_nc), labels_n), int(bad.sum())
+    made = row_scores(np.where(bad[:, None], 0, logits_nc), labels_n)
+    if largest_n is not None:
+        made = replace(made, prediction=largest_n.astype(np.int32))
+    return made, int(bad.sum())
 
 
 def joined(parts: list[RowScores]) -> Predictions:

@@ -18,6 +18,7 @@ from monoeval.data.load import load_data
 from monoeval.data.objectnet import WORDNET
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.scenarios.ood import OutOfDomain
+from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.scenarios.trial import Trial
 from monoeval.suite import plan
 from monoeval.suite.plan import make_plan
@@ -116,7 +117,30 @@ def test_either_of_imagenets_classes_is_right_for_one_of_objectnet(tmp_path: Pat
     scores, broken = predicted(logits, np.array([0, 0, 0]), plan.counts_as(shifted))
     assert broken == 1
     assert scores.prediction[:2].tolist() == [0, 4]
-    assert scores.log_loss[:2] == pytest.approx([np.log(1 + np.exp(-1)), np.log(1 + np.exp(1))])
+    odds = [np.exp(4) / np.exp([0, 1, 5]).sum(), np.exp(4) / np.exp([0, 1, 3]).sum()]
+    assert scores.log_loss[:2] == pytest.approx(np.log1p(odds))  # of the three chairs together
+    assert scores.energy[0] == pytest.approx(-np.log(np.exp([0, 1, 5, 4]).sum()))
+
+
+def test_the_single_largest_logit_decides_what_is_predicted() -> None:
+    """As published accuracies have it, though two chairs may be likelier together than a banana."""
+    logits = np.array([[1.9, 1.9, -9, 0, 2.0]])
+    scores, _ = predicted(logits.copy(), np.array([4]), np.array([0, 0, 0, -1, 4]))
+    assert scores.prediction.tolist() == [4]
+    assert scores.log_loss[0] == pytest.approx(np.log1p(np.exp([1.9, 1.9, -9]).sum() / np.exp(2)))
+    unseen, _ = predicted(
+        logits, np.array([0]), np.array([-1, 0, 0, -1, -1])
+    )  # the first of the chairs was not fitted
+    assert unseen.prediction.tolist() == [0]
+    assert unseen.log_loss[0] == pytest.approx(0)
+
+
+def test_rows_of_objectnet_that_are_to_be_detected_have_the_scores_of_single_classes(tmp_path: Path) -> None:
+    """As the rows of the data have, or both sides would differ by how their classes are counted."""
+    target = objectnet(tmp_path / "objectnet-1.0", "banana", "chair")
+    source = pictures(tmp_path / "imagenet", *CHAIRS, BANANA, start=50)
+    both = OODDetection.model_validate({"target": str(target)}).trials(DataSpec(name=str(source)), 0)
+    assert [plan.counts_as(trial).tolist() for trial in both] == [[0, 1, 2, 3]] * 2
 
 
 def test_merging_counts_in_the_key_and_only_where_it_happens(

@@ -25,7 +25,9 @@ SEEDS = {"backbones": 3, "adapters": 2, "draws": 2}
 class Crossed:
     """A run in which `large` moves the arm's accuracy, and the correctness it was made of."""
 
-    def __init__(self, folder: Path, seeds=SEEDS, large: str = "backbone", without=(), scenario=NOISE) -> None:
+    def __init__(
+        self, folder: Path, seeds=SEEDS, large: str = "backbone", without=(), scenario=NOISE, given=()
+    ) -> None:
         self.run = RunFolder(folder, PAIR, [scenario.get("scenario", "clean")], seeds)
         self.run.test("t", [str(i) for i in range(ROWS)], np.zeros(ROWS, dtype=np.int64))
         draws, pretrained = bool(scenario), "backbones" in seeds if isinstance(seeds, dict) else True
@@ -34,7 +36,7 @@ class Crossed:
         for unit in units_of(seeds):
             for arm in ("raw", "sae"):
                 place = (
-                    arm, unit.backbone if pretrained else None,
+                    arm, unit.backbone if pretrained and arm not in given else None,
                     unit.adapter if arm == "sae" else None, unit.draw if draws else None,
                 )  # fmt: skip
                 if place in self.right:
@@ -45,7 +47,7 @@ class Crossed:
                 failed = place in without
                 key = {"key": f"{folder.name}-{place}".replace("/", "")} if not failed else {}
                 self.run.score(
-                    arm, None if failed else right, conditional=not pretrained, **about_seeds, **scenario, **key
+                    arm, None if failed else right, conditional=place[1] is None, **about_seeds, **scenario, **key
                 )
         self.folder = folder
 
@@ -79,7 +81,7 @@ def test_the_interval_is_that_of_the_design(tmp_path: Path) -> None:
     assert f"backbone {100 * shares.backbone:.0f} %, adapter {100 * shares.adapter:.0f} %" in text
     assert f"test rows {100 * shares.rows:.0f} %" in text
     assert "Seeds are crossed: 3 backbones × 2 adapters × 2 draws." in " ".join(summary.notes)
-    assert uncertain(shares, gain.varied) in comparison.notes
+    assert uncertain(shares, gain.varied, gain.levels) in comparison.notes
     assert any(note.startswith("two draws: ") for note in comparison.notes)
     assert not any("two adapters" in note for note in comparison.notes)  # of each backbone, and averaged there
     assert to_json(summary)["levels"] == SEEDS
@@ -113,6 +115,41 @@ def test_what_is_drawn_once_for_all_is_named(tmp_path: Path) -> None:
     assert gain.varied == ("adapter",)
     assert {"conditional on one backbone", "conditional on one draw"} <= {*comparison.notes}
     assert "conditional on one adapter" not in comparison.notes
+
+
+def test_an_adapter_of_each_backbone_is_told_together_with_it(tmp_path: Path) -> None:
+    """Each backbone has an adapter of its own, so the interval covers both, but not whose doing it is."""
+    made = Crossed(tmp_path / "run", {"backbones": 3, "adapters": 1, "draws": 2})
+    summary = summarise(made.folder)
+    gain, comparison = gain_of(summary)
+    assert gain.varied == ("backbone", "adapter", "draw")
+    assert not any("conditional" in note for note in comparison.notes)
+    share = gain.primary.interval.shares.backbone
+    assert f"| backbone with its adapter {100 * share:.0f} %, draw " in markdown(summary)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_adapters_of_a_given_backbone_are_crossed_with_pretrained_ones(tmp_path: Path, draws: int) -> None:
+    """Averaged over within each backbone they would leave no trace in the interval: each stands against one."""
+    seeds = {"backbones": 2, "adapters": 3, "draws": draws}
+    made = Crossed(tmp_path / "run", seeds, large="adapter", given=("sae",))
+    gain, comparison = gain_of(summarise(made.folder))
+    pairs = [(s, d) for s in range(2) for d in range(draws)]
+    right = made.right
+    delta = np.stack([right["sae", None, s, d].astype(float) - right["raw", s, None, d] for s, d in pairs], 1)
+    expected = paired_difference(delta, levels=Levels(backbones=2, draws=draws))
+    assert vars(gain.primary.interval) == pytest.approx(vars(expected) | {"shares": gain.primary.interval.shares})
+    assert gain.levels == Levels(backbones=2, draws=draws)
+    assert any(note.startswith(f"on {2 * draws} of {6 * draws} combinations") for note in comparison.notes)
+    assert "each pretrained backbone stands against one adapter of the given backbone" in comparison.notes
+
+
+def test_failed_scores_on_a_diagonal_leave_what_is_whole(tmp_path: Path) -> None:
+    seeds = {"backbones": 2, "adapters": 2, "draws": 1}
+    made = Crossed(tmp_path / "run", seeds, without={("sae", 0, 1, 0), ("sae", 1, 0, 0)})
+    gain, _ = gain_of(summarise(made.folder))
+    assert gain.primary.interval.units == 1
+    assert gain.primary.interval.mean == pytest.approx(made.delta([units_of(seeds)[0]]).mean())
 
 
 def test_a_failed_score_takes_out_the_fewest_combinations(tmp_path: Path) -> None:
@@ -180,4 +217,10 @@ def test_two_crossed_runs_side_by_side(tmp_path: Path) -> None:
     ],
 )
 def test_who_is_to_be_repeated_more(shares: Shares, sentence: str) -> None:
-    assert uncertain(shares, ("backbone", "adapter", "draw")) == sentence
+    assert uncertain(shares, ("backbone", "adapter", "draw"), Levels(3, 2, 2)) == sentence
+
+
+def test_backbones_with_an_adapter_each_are_to_be_repeated_together() -> None:
+    for adapter in ("adapter", "finetuning"):
+        told = uncertain(Shares(0.7, 0, 0.1, 0, 0.2), ("backbone", adapter, "draw"), Levels(3, 1, 2))
+        assert told == f"70 % of the variance comes from the backbone with its {adapter}: add backbones"

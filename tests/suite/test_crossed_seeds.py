@@ -11,7 +11,7 @@ from monoeval.errors import UsageError
 from monoeval.metrics.components import Levels
 from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe_files import load_recipe
-from monoeval.suite.units import Unit, units_of, whole
+from monoeval.suite.units import Unit, one_adapter_each, units_of, whole
 
 ARMS = [
     {"name": "CL", "backbone": "CL"},
@@ -70,6 +70,14 @@ def test_units() -> None:
         Levels(backbones=2, draws=2),
     )
     assert whole([Unit(1, 1, 1), Unit(0, 0, 0)])[1] == Levels()
+    for diagonal in ([Unit(1, 1, 0), Unit(0, 0, 0)], [Unit(1, 0, 1), Unit(0, 0, 0)]):  # one level of the third
+        left, levels = whole(diagonal)
+        assert len(left) == 1
+        assert levels == Levels()
+    assert one_adapter_each(units_of({"backbones": 3, "adapters": 2, "draws": 2})) == (
+        (Unit(0, 0, 0), Unit(0, 0, 1), Unit(1, 1, 0), Unit(1, 1, 1)),
+        Levels(2, 1, 2),
+    )
     assert whole([]) == ((), Levels(0, 0, 0))
 
 
