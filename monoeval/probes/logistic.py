@@ -70,8 +70,8 @@ def minimise(
     elif x is None:
         x = minimise(objective.convex(), tolerance=tolerance, rough=rough, max_passes=max_passes).x
     device, work = objective.rows.device, float(objective.rows.n) * x.numel()
-    few = objective.loss.convex and isinstance(objective.rows, RowSpace)
-    if few and objective.rows.n <= FEW_ROWS:
+    suits_newton = objective.loss.convex and isinstance(objective.rows, RowSpace)
+    if suits_newton and objective.rows.n <= FEW_ROWS:
         newton = Newton(objective, x, tolerance, rough)
         with one_thread() if work < SHARED_WORK else nullcontext():
             newton.run(max_passes)
@@ -84,7 +84,7 @@ def minimise(
     descent = Descent(copy(objective), x, at, tolerance, rough)
     with one_thread() if work < SHARED_WORK else nullcontext():
         descent.run(max_passes)
-        if not rough and few:
+        if not rough and suits_newton:
             groups = (descent.gap > tolerance).any(1).nonzero()[:, 0]
             if len(groups):
                 objective.take(0, groups)

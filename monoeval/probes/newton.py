@@ -185,7 +185,12 @@ def _evaluate(objective: Objective, rows: _Rows, x: Tensor) -> tuple[Tensor, Ten
 
 
 class _System:
-    """Newton's equations at one point, Hessian · direction = -gradient, in units of the gradient."""
+    """Newton's equations at one point, Hessian · direction = -gradient, in units of the gradient.
+
+    Tensors are of `dtype`: `p` and `weighted` by rows' shares [G, P, C, n]; of the preconditioner `mean` and
+    `inverse` [G, P, C, D], `of_intercept` and `alike` [G, P, C, 1]; `residual` and `preconditioned`
+    [G, P, C, D + 1], which `solve` uses up.
+    """
 
     def __init__(
         self, objective: Objective, rows: _Rows, gradient: Tensor, chances: Tensor, dtype: torch.dtype
@@ -197,7 +202,7 @@ class _System:
         spread = centre[..., -1:].clamp(min=1e-12)
         l2 = objective.l2.to(dtype)[..., None, None]
         present = objective.present[..., None].to(dtype)
-        self.share = present / present.sum(2, keepdim=True)
+        self.alike = present / present.sum(2, keepdim=True)
         self.mean = centre[..., :-1] / spread
         self.inverse = present / (spread * rows.variances[:, None, None] + l2)
         self.of_intercept = present / spread
@@ -250,7 +255,8 @@ class _System:
         return x.double() * self.unit[..., None, None], made
 
     def _precondition(self, r: Tensor) -> Tensor:
+        """Each class alone, centred at its mean, without what is common to all classes."""
         z, b = torch.empty_like(r), r[..., -1:]
         w = torch.addcmul(r[..., :-1], self.mean, b, value=-1, out=z[..., :-1]).mul_(self.inverse)
         torch.sub(b * self.of_intercept, (self.mean * w).sum(3, keepdim=True), out=z[..., -1:])
-        return z.addcmul_(self.share, z.sum(2, keepdim=True), value=-1)
+        return z.addcmul_(self.alike, z.sum(2, keepdim=True), value=-1)
