@@ -116,7 +116,7 @@ class _Together(Scores):
         # what the first recipe named as its family is no comparison between runs
         self.recipe = {**first.recipe, "name": title, "note": None, "family": []}
         self._of = defaultdict(list)
-        for row in self.rows:
+        for row in self.used:
             self._of[row.arm, point_of(row)].append(row)
 
 

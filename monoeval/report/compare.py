@@ -11,7 +11,7 @@ from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
-from monoeval.report.points import Point, mean_measures, points_of
+from monoeval.report.points import Point, points_of
 from monoeval.report.scores import Scores
 from monoeval.report.wording import COUNTED, listed, signed, uncertain
 
@@ -185,7 +185,7 @@ def _judge(
         return none, "Arms of unlike probes are not judged against each other."
     if one_pair:
         return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
-    measures = mean_measures([row for row in scores.rows if row.arm == arm])
+    measures = scores.adapter_measures(arm)
     trained, untrained = measures.get("explained_variance"), measures.get("explained_variance_untrained")
     if trained is not None and untrained is not None and trained <= untrained:
         explained = f"{100 * trained:.1f} % of the variance, its untrained self {100 * untrained:.1f} %"

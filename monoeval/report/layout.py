@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from monoeval.report.model import MEAN, Column, quantity
-from monoeval.report.points import DETECTION, Point
+from monoeval.report.points import ARROW, DETECTION, Point
 
 
 def divide(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
@@ -22,7 +22,7 @@ def divide(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 def _family(point: Point) -> str:
     """The protocol without its level; where the summary is a mean over series, without the series too."""
-    if point.scenario == "subpopulation" or (point.scenario == "ood" and _ARROW in point.series):
+    if point.scenario == "subpopulation" or (point.scenario == "ood" and ARROW in point.series):
         return point.series
     if point.scenario == "ood":  # domains of one data set
         return point.protocol.split("/")[1]
@@ -68,7 +68,7 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
         names = {0.0: "trained subclasses", 1.0: "held-out subclasses"}
         made = [Column(names[p.level], (p,)) for p in sorted(points, key=lambda p: p.level)]
         return tuple(made), len(made) - 1, f"accuracy on {made[-1].label}"
-    if scenario == "ood" and _ARROW not in points[0].series:
+    if scenario == "ood" and ARROW not in points[0].series:
         held_out = tuple(p for p in points if p.level)
         made = [Column("other domains", tuple(p for p in points if not p.level))]
         made += [Column(p.series, (p,)) for p in held_out]
@@ -77,7 +77,7 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
         mean = Column("mean", held_out)
         return (*made, mean), len(made), f"mean accuracy over {len(held_out)} held-out domains"
     if scenario == "ood":
-        source, _, target = points[0].series.partition(_ARROW)
+        source, _, target = points[0].series.partition(ARROW)
         ordered = sorted(points, key=lambda p: p.level)
         made = [Column(f"{target} (target)" if p.level else f"{source} (source)", (p,)) for p in ordered]
         return tuple(made), len(made) - 1, f"accuracy on {target}"
@@ -116,10 +116,6 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
     if any(column.negative_control for column in made):
         words += " with label signal"
     return (*made, Column("mean", primary)), len(made), words
-
-
-_ARROW = " → "
-"""Between the source and the target in the series of ood; one that is a domain held out has none."""
 
 
 _DETECTORS = {"max_softmax": "max-softmax", "energy": "energy", "neighbour_distance": "neighbours"}

@@ -13,6 +13,9 @@ from monoeval.suite.units import Unit
 DETECTION = "ood-detection"
 """The scenario whose tables hold areas under the curve, not accuracies."""
 
+ARROW = " → "
+"""Between the source and the target in the series of ood; one that is a domain held out has none."""
+
 
 class Point(NamedTuple):
     """One condition that arms are scored under. Unlike protocols are unlike points."""
@@ -25,7 +28,7 @@ class Point(NamedTuple):
 
 def target_of(point: Point) -> str:
     """The target of a score of ood: a domain held out, or the name of another data set."""
-    return point.protocol.rsplit("/", 1)[1]
+    return point.series.rpartition(ARROW)[2]
 
 
 def points_of(row: Row) -> list[Point]:

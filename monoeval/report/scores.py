@@ -85,7 +85,7 @@ class Scores:
         self.margin = float(self.recipe.get("margin", 1.0)) / 100
         """Differences within ± this share count as none."""
         self._of: dict[tuple[str, Point], list[Row]] = defaultdict(list)
-        for row in self.rows:
+        for row in self.used:
             for point in points_of(row):
                 self._of[row.arm, point].append(row)
 
@@ -153,9 +153,14 @@ class Scores:
                 found[unit] = measures["top_consistency"] - measures["top_consistency_chance"]
         return found
 
-    def strays(self) -> int:
-        """Scores that belong to no seed of the study."""
-        return sum(not any(applies(row, unit) for unit in self.units) for row in self.rows)
+    @property
+    def used(self) -> list[Row]:
+        """Rows that belong to a unit of the study."""
+        return [row for row in self.rows if any(applies(row, unit) for unit in self.units)]
+
+    def adapter_measures(self, arm: str) -> dict[str, float]:
+        """`mean_measures` of the arm's scores."""
+        return mean_measures([row for row in self.used if row.arm == arm])
 
     def gaps(self, arm: str, point: Point) -> dict[Unit, str]:
         """Why a unit has no score, or only some of its repeats, of `arm` at `point`: unit → reason."""

@@ -14,7 +14,7 @@ from monoeval.metrics.scores import StandardLine
 from monoeval.report.compare import fill
 from monoeval.report.layout import divide, slugs
 from monoeval.report.model import Comparison, Difference, Summary, Table
-from monoeval.report.points import DETECTION, mean_measures
+from monoeval.report.points import DETECTION
 from monoeval.report.scores import Scores
 from monoeval.report.wording import listed
 from monoeval.suite.ledger import Row
@@ -56,7 +56,7 @@ def summary_of(scores: Scores, tables: Sequence[Table]) -> Summary:
     notes = _notes(scores, tables, len(family), bool(named), everywhere)
     if not all(row.converged and np.isfinite(row.probe["gap"]) for row in certified):
         notes, details = notes + details, []
-    measures = {arm: mean_measures([row for row in scores.rows if row.arm == arm]) for arm in arms}
+    measures = {arm: scores.adapter_measures(arm) for arm in arms}
     return Summary(
         folder=str(scores.folder),
         name=str(scores.recipe.get("name", scores.folder.name)),
@@ -176,7 +176,9 @@ def _notes(
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")
-    notes += [_about_line(target, line) for target, line in scores.standard.items()]
+    shown = {measure.name for table in tables for measure in table.measures}
+    lines = scores.standard.items()
+    notes += [_about_line(target, line) for target, line in lines if f"effective_robustness_{target}" in shown]
     if any(table.scenario == DETECTION for table in tables):
         notes.append(
             "AUROC is the chance that a row of the data looks more like it than one from elsewhere does; its "
@@ -187,7 +189,7 @@ def _notes(
         notes.append(f"{bad} of {len(scores.rows)} scores have no result; the reasons stand below their tables.")
     edges = [row for row in scores.rows if row.l2_at_edge]
     counts = {
-        "belong to no seed of this study and are not used": scores.strays(),
+        "belong to no seed of this study and are not used": len(scores.rows) - len(scores.used),
         "rest on the largest or smallest L2 tried, so a wider grid might fit better": sum(
             row.l2 is not None for row in edges
         ),

@@ -289,7 +289,7 @@ def check(trial: Trial) -> None:
             "are trained on: name another set with --target DATA."
         )
     if trial.test.outside:
-        both = sorted(set(load(trial.data).train.class_names) & set(test_images(trial.test).class_names))
+        both = sorted(same_classes(load(trial.data).train.class_names, test_images(trial.test).class_names))
         if both:
             log.warning(
                 "%s has classes of %s (%s): what is detected is a change of domain, not of class.",

@@ -135,12 +135,16 @@ def test_the_single_largest_logit_decides_what_is_predicted() -> None:
     assert unseen.log_loss[0] == pytest.approx(0)
 
 
-def test_rows_of_objectnet_that_are_to_be_detected_have_the_scores_of_single_classes(tmp_path: Path) -> None:
+def test_rows_of_objectnet_that_are_to_be_detected_have_the_scores_of_single_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As the rows of the data have, or both sides would differ by how their classes are counted."""
     target = objectnet(tmp_path / "objectnet-1.0", "banana", "chair")
     source = pictures(tmp_path / "imagenet", *CHAIRS, BANANA, start=50)
-    both = OODDetection.model_validate({"target": str(target)}).trials(DataSpec(name=str(source)), 0)
+    both = list(OODDetection.model_validate({"target": str(target)}).trials(DataSpec(name=str(source)), 0))
     assert [plan.counts_as(trial).tolist() for trial in both] == [[0, 1, 2, 3]] * 2
+    plan.check(both[1])
+    assert f"imagenet ({'+'.join(CHAIRS)}, {BANANA}): what is detected is a change" in caplog.text
 
 
 def test_merging_counts_in_the_key_and_only_where_it_happens(

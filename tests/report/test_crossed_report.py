@@ -188,6 +188,7 @@ def test_beside_a_run_of_seeds_that_move_together(tmp_path: Path) -> None:
         assert summary.levels is None
         for comparison in summary.tables[0].comparisons:
             assert comparison.baseline.units == 2
+        assert any("scores belong to no seed of this study and are not used" in note for note in summary.notes)
 
 
 def test_two_crossed_runs_side_by_side(tmp_path: Path) -> None:
