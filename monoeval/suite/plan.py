@@ -144,9 +144,16 @@ def _together(
 
 
 def _check_axes(recipe: Recipe, groups: Iterable[Group]) -> None:
-    """Refuse a crossed recipe that repeats what nothing in it differs by."""
+    """Refuse a crossed recipe that repeats what nothing in it differs by, or cannot say what an arm matches."""
     if isinstance(recipe.seeds, int):
         return
+    pretrained = {arm.name for arm in recipe.arms if recipe.backbones[arm.backbone].pretrain}
+    for arm in recipe.arms:
+        if recipe.seeds.backbones > 1 and arm.match in pretrained and arm.name not in pretrained:
+            raise UsageError(
+                f"{arm.name} has one adapter a seed, and {arm.match}, which it matches, one for each of "
+                f"{recipe.seeds.backbones} backbones: leave out match, or give --seeds N."
+            )
     idle = {
         "backbones": (recipe.seeds.backbones, "pretrains no backbone", [g.backbone_seed for g in groups]),
         "adapters": (recipe.seeds.adapters, "fits no adapter by a seed", [g.adapter_seed for g in groups]),

@@ -108,6 +108,14 @@ def test_the_number_of_seeds_of_a_crossed_recipe_can_be_replaced() -> None:
             "asks for 3 backbones, and the recipe pretrains no backbone, so all would be",
         ),
         ({"seeds": CROSSED, "arms": ARMS[:1]}, "asks for 2 adapters, and the recipe fits no adapter by a seed"),
+        (
+            {
+                "seeds": CROSSED,
+                "backbones": {**STUDY["backbones"], "ViT": GIVEN["backbones"]["CL"]},
+                "arms": [*ARMS, {"name": "as", "backbone": "ViT", "method": "random-topk", "match": "SAE"}],
+            },
+            "as has one adapter a seed, and SAE, which it matches, one for each of 3 backbones: leave out match",
+        ),
         ({"seeds": CROSSED, "scenarios": ["clean"]}, "4 draws, and the recipe has no scenario that draws noise"),
     ],
 )
