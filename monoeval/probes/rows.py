@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,16 @@ from torch import Tensor
 
 from monoeval.adapters.base import SparseRows
 from monoeval.probes.codes import TrainingCodes
+from monoeval.products import one_thread
 
 WIDEST_ROTATION = 4096
 """Above this width an eigendecomposition costs more than it saves; columns then keep their own variances."""
 KEPT = 2**30
 """Bytes of centred or transposed chunks that are kept from pass to pass; larger ones are made again."""
 SPARSE_ROWS = 4096
+ALONE = 512
+"""Rows up to which one thread decomposes: LAPACK's wait for each other at every step, and beside other processes
+42 ms a problem were seen instead of 2."""
 LEADING, SUBSPACE_STEPS = 512, 2
 """Axes of wider codes that a descent is started with, and the steps that find them."""
 SPANNED = 2**21
@@ -334,6 +339,11 @@ class Span:
             yield cls(columns, width, mean_m, axes_md), coordinates_nd
 
 
+def _threads_for(n: int) -> AbstractContextManager[None]:
+    """One thread where matrices have at most `ALONE` rows."""
+    return one_thread() if n <= ALONE else nullcontext()
+
+
 class RowSpace(Rows):
     """Groups of few rows, as coordinates [G, n, D] along the principal axes of their span."""
 
@@ -351,7 +361,8 @@ class RowSpace(Rows):
         found: dict[int, tuple[Span, Tensor]] = {}
         for (_, n_fitted), members in alike.items():
             rows_gn = torch.stack([groups[g] for g in members])
-            found.update(zip(members, Span.of(codes, rows_gn, n_fitted), strict=True))
+            with _threads_for(n_fitted):
+                found.update(zip(members, Span.of(codes, rows_gn, n_fitted), strict=True))
         made = [found[g] for g in range(len(groups))]
         n, d = max(len(c) for _, c in made), max(c.shape[1] for _, c in made)
         out = made[0][1].new_zeros(len(made), n, d)
@@ -365,10 +376,11 @@ class RowSpace(Rows):
         width = self.spans[0].width
         weights = parameters_gpck.new_zeros(*parameters_gpck.shape[:3], width)
         intercept = parameters_gpck[..., -1].clone()
-        for place, moved, span, x in zip(weights, intercept, self.spans, parameters_gpck, strict=True):
-            inside = x[..., : span.axes_md.shape[1]] @ span.axes_md.T
-            place[..., span.columns] = inside
-            moved -= inside @ span.mean_m
+        with _threads_for(self.n):
+            for place, moved, span, x in zip(weights, intercept, self.spans, parameters_gpck, strict=True):
+                inside = x[..., : span.axes_md.shape[1]] @ span.axes_md.T
+                place[..., span.columns] = inside
+                moved -= inside @ span.mean_m
         return weights, intercept
 
     def begin(self, parameters_gpck: Tensor) -> tuple[Tensor, Tensor]:
