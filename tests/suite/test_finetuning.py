@@ -229,7 +229,10 @@ def test_the_command_reads_domains_and_an_oracle_as_a_suite_does(monkeypatch: py
          "has no linear layers for lora to change: finetune all of it, with adapt: full."),
     ],
 )  # fmt: skip
-def test_wrong_commands_get_a_sentence(options: list[str], sentence: str) -> None:
+def test_wrong_commands_get_a_sentence(
+    options: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the last one is found out once its run has begun
     command = ["finetune", "--limit", "60", "--scenario", "clean", *options]
     error = CliRunner().invoke(app, command).exception
     assert isinstance(error, UsageError)
