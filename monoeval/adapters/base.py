@@ -1,7 +1,7 @@
 """The contract of the adapter room: features go in, codes come out, dense or sparse."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Self
@@ -35,12 +35,20 @@ class Adapter(ABC):
     """
 
     method: ClassVar[str]
+    stacked: ClassVar[bool] = False
+    """Whether `fit_together` trains its members side by side, so that a study had better fit all seeds at once."""
     width: int
     measures: Mapping[str, float] = MappingProxyType({})
 
     @abstractmethod
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
         """Fit on `rows`, and on their views where the method asks for some; one without draws ignores `seed`."""
+
+    @classmethod
+    def fit_together(cls, members: Sequence[Self], rows: TrainingRows, seeds: Sequence[int]) -> None:
+        """Fit several on the same rows, each with its seed, to what each would be alone."""
+        for member, seed in zip(members, seeds, strict=True):
+            member.fit(rows, seed=seed)
 
     @abstractmethod
     def encode(self, features_nd: Tensor) -> Tensor | SparseRows:

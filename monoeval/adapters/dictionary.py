@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monoeval import progress
 from monoeval.adapters.base import Adapter, SparseRows
-from monoeval.adapters.rows import Batches, TrainingRows
+from monoeval.adapters.rows import Batches, TrainingRows, shuffled
 from monoeval.adapters.settings import DictionarySettings, TrainingSettings
 from monoeval.errors import UsageError
 from monoeval.keys import draw_seed
@@ -78,7 +78,7 @@ class Dictionary(Adapter):
 
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
-        self.width = self.size.width or max(1, round(self.size.width_factor * rows.width))
+        self.width = self.size.latents(rows.width)
         self.k = self.size.k or min(32, max(1, self.width // 4))
         if self.k > self.width:
             raise UsageError(f"k is {self.k} and the dictionary has {self.width} latents: choose a smaller k.")
@@ -203,20 +203,24 @@ class TrainedDictionary(Dictionary):
         self.settings = settings
 
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        schedule = self._begin(rows, seed)
+        self._train(rows, schedule, order_of(seed))
+        self._end(rows, schedule)
+        return self
+
+    def _begin(self, rows: TrainingRows, seed: int) -> Schedule:
+        """All that comes before the first step."""
         self._start(rows, seed)
         untrained = self._measure(rows, self._untrained)["explained_variance"]
+        self.measures = {"explained_variance_untrained": untrained}
         self._prepare(rows)
-        schedule = Schedule.of(self.settings, len(rows), self.width)
-        self._train(rows, schedule, torch.Generator().manual_seed(draw_seed("sae", "order", seed)))
+        return Schedule.of(self.settings, len(rows), self.width)
+
+    def _end(self, rows: TrainingRows, schedule: Schedule) -> None:
+        """All that comes after the last step."""
         self._finish(rows)
-        self.measures = {
-            **self._measure(rows, self.encode),
-            "explained_variance_untrained": untrained,
-            "width": self.width,
-            "k": self.k,
-            "steps": schedule.steps,
-        }
-        return self
+        sizes = {"width": self.width, "k": self.k, "steps": schedule.steps}
+        self.measures = {**self._measure(rows, self.encode), **self.measures, **sizes}
 
     def _prepare(self, rows: TrainingRows) -> None:
         """What a method adds to the start that all share."""
@@ -226,13 +230,10 @@ class TrainedDictionary(Dictionary):
             setattr(self, name, nn.Parameter(getattr(self, name)))
         step = self._stepper()
         training = Training(schedule, len(rows), torch.zeros(self.width, device=self.mean.device))
-        positions = torch.empty(0, dtype=torch.int64)
+        batches = shuffled(len(rows), schedule.batch_size, order)
         with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
             for training.step in range(schedule.steps):
-                if len(positions) < schedule.batch_size:
-                    positions = torch.randperm(len(rows), generator=order)
-                taken, positions = positions[: schedule.batch_size], positions[schedule.batch_size :]
-                step(self.scaled(rows.batch(taken)), training)
+                step(self.scaled(rows.batch(next(batches))), training)
                 advance(1)
         for name in self.trained:
             setattr(self, name, getattr(self, name).detach())
@@ -318,6 +319,11 @@ class VariableL0(TrainedDictionary):
             lambda: (self.pre_activations(self.scaled(chunk_nd)) for chunk_nd in rows.chunks(size)),
             self.k * len(rows) + 1,
         )
+
+
+def order_of(seed: int) -> torch.Generator:
+    """What shuffles the training rows."""
+    return torch.Generator().manual_seed(draw_seed("sae", "order", seed))
 
 
 def kth_largest(chunks: Callable[[], Iterator[Tensor]], rank: int) -> float:

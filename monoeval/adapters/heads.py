@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import ClassVar, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from monoeval import progress
 from monoeval.adapters.base import Adapter
-from monoeval.adapters.rows import Batches, TrainingRows
+from monoeval.adapters.rows import Batches, TrainingRows, shuffled
 from monoeval.adapters.settings import HeadSettings, NonNegativeHeadSettings
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
@@ -108,7 +109,7 @@ class ContrastiveHead(Adapter):
         batch = min(len(rows), self.settings.batch_size)
         epoch = len(rows) // batch
         steps = min(20_000, max(300, 20 * epoch)) if self.settings.steps is None else self.settings.steps
-        losses = self._train(network, pairs, _batches(len(rows), batch, steps, _generator("order", seed)), steps)
+        losses = self._train(network, pairs, shuffled(len(rows), batch, _generator("order", seed)), steps)
         self._fold(network)
         self.measures = {
             **self._measure(rows),
@@ -129,7 +130,7 @@ class ContrastiveHead(Adapter):
         rate, losses = self.settings.learning_rate, list[float]()
         optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
         with progress.bar(f"training {self.method} {self.width}", steps, "steps") as advance:
-            for step, positions in enumerate(batches):
+            for step, positions in enumerate(islice(batches, steps)):
                 for group in optimiser.param_groups:
                     group["lr"] = rate * warm_cosine(step, steps, WARM_UP)
                 first, second = self.compared(network(self.scaled(pairs.batch(positions)))).chunk(2)
@@ -239,13 +240,3 @@ def projector(features: int, hidden: int, width: int) -> nn.Sequential:
 
 def _generator(purpose: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(draw_seed("head", purpose, seed))
-
-
-def _batches(rows: int, batch: int, steps: int, order: torch.Generator) -> Iterator[Tensor]:
-    """`steps` batches of positions; each pass is shuffled anew and its last, smaller batch left out."""
-    positions = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(positions) < batch:
-            positions = torch.randperm(rows, generator=order)
-        yield positions[:batch]
-        positions = positions[batch:]

@@ -28,6 +28,14 @@ class Batches(Protocol):
     def batch(self, positions: Tensor) -> Tensor: ...
 
 
+def shuffled(rows: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Batches of `size` positions without end; a pass is shuffled anew, and its last, smaller batch left out."""
+    while True:
+        for positions in torch.split(torch.randperm(rows, generator=order), size):
+            if len(positions) == size:
+                yield positions
+
+
 class TrainingRows:
     """What an adapter may see: `rows` of `features` (all where None), as float32 on `device`, with their moments.
 

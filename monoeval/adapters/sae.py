@@ -1,20 +1,27 @@
 """TopK and BatchTopK sparse autoencoders, and the controls that share their width, sparsity or training."""
 
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monoeval import progress
 from monoeval.adapters.base import SparseRows
-from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, VariableL0, packed
-from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, VariableL0, order_of, packed
+from monoeval.adapters.rows import TrainingRows, shuffled
 from monoeval.adapters.settings import MatryoshkaSettings, TrainedDictionarySettings
 from monoeval.adapters.topk import TopKSteps, aux_k, aux_share
+from monoeval.hardware import free_bytes
 
 log = logging.getLogger("monoeval")
+
+STACK_BYTES = 40
+"""What training takes for each latent and feature: W_e and W_d as they start, as they are trained with two moments
+each, and as they are kept."""
 
 
 class RandomTopK(Dictionary):
@@ -68,16 +75,46 @@ class TopKSAE(TopKDictionary):
     """
 
     method: ClassVar[str] = "sae"
+    stacked: ClassVar[bool] = True
 
-    def _stepper(self) -> Callable[[Tensor, Training], None]:
-        tensors = (self.encoder, self.encoder_bias, self.decoder, self.decoder_bias)
-        steps = TopKSteps(*tensors, k=self.k, aux_weight=self.settings.aux_weight)
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        self.fit_together([self], rows, [seed])
+        return self
 
-        def step(x: Tensor, training: Training) -> None:
-            patience = self.settings.dead_epochs * training.rows
-            steps.step(x, training.idle_m, patience, training.schedule.rate(training.step))
+    @classmethod
+    def fit_together(cls, members: Sequence[Self], rows: TrainingRows, seeds: Sequence[int]) -> None:
+        """Seeds, and settings that differ in `k` alone, train as one stack; as several where memory is short."""
+        stacks: dict[str, list[tuple[Self, int]]] = defaultdict(list)
+        for member, seed in zip(members, seeds, strict=True):
+            stacks[member.settings.model_copy(update={"k": None}).model_dump_json()].append((member, seed))
+        for stack in stacks.values():
+            each = STACK_BYTES * stack[0][0].settings.latents(rows.width) * rows.width
+            most = max(1, free_bytes(rows.device) // (2 * each))
+            for start in range(0, len(stack), most):
+                cls._fit_stack(stack[start : start + most], rows)
 
-        return step
+    @classmethod
+    def _fit_stack(cls, stack: Sequence[tuple[Self, int]], rows: TrainingRows) -> None:
+        """Train all of `stack`, (adapter, seed) pairs; those of one seed share each batch of features."""
+        schedules = [member._begin(rows, seed) for member, seed in stack]
+        schedule = schedules[0]  # of all, as they have the same rows and settings
+        members, seeds = zip(*stack, strict=True)
+        first: Self = members[0]
+        tensors = [torch.stack([getattr(member, name) for member in members]) for name in cls.trained]
+        steps = TopKSteps(*tensors, k=[member.k for member in members], aux_weight=first.settings.aux_weight)
+        idle_sm, patience = torch.zeros_like(tensors[1]), first.settings.dead_epochs * len(rows)
+        batches = {seed: shuffled(len(rows), schedule.batch_size, order_of(seed)) for seed in seeds}
+        beside = f" × {len(stack)}" if len(stack) > 1 else ""
+        with progress.bar(f"training {cls.method} {first.width}{beside}", schedule.steps, "steps") as advance:
+            for step in range(schedule.steps):
+                drawn = {seed: rows.batch(next(positions)) for seed, positions in batches.items()}
+                of_each = drawn.values() if len(drawn) == 1 else [drawn[seed] for seed in seeds]
+                steps.step(first.scaled(torch.stack(list(of_each))), idle_sm, patience, schedule.rate(step))
+                advance(1)
+        for s, member in enumerate(members):
+            for name, tensor in zip(cls.trained, tensors, strict=True):
+                setattr(member, name, tensor[s].clone())
+            member._end(rows, schedule)
 
 
 class FrozenDecoder(TopKDictionary):

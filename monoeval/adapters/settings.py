@@ -49,6 +49,10 @@ class DictionarySettings(Spec):
     k: Count | None = None
     """None: 32, or a quarter of the width where that is less."""
 
+    def latents(self, features: int) -> int:
+        """The width of the dictionary on so many features."""
+        return self.width or max(1, round(self.width_factor * features))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.width is not None:

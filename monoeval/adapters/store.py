@@ -36,13 +36,15 @@ def fit_cached(
     seed: int | None,
     device: torch.device,
     views: Sequence[FeatureSet] = (),
+    also: Sequence[tuple[AdapterSpec, int | None]] = (),
 ) -> Adapter:
     """The adapter that `spec` gives on `rows` of `features` (all where None), fitted unless the cache holds it.
 
     `seed` is None exactly where the method draws nothing; `views` are the first of those that `data.transforms`
     makes, as many as `registry.n_views` says. It lies under `adapters/<key>/` in the cache; a damaged
-    folder is warned about and fitted again. Raises UsageError for a wrong spec, MonoevalError for unusable
-    features.
+    folder is warned about and fitted again. `also` are others of the method, with their seeds, that will be asked
+    for: where it is a method whose adapters train side by side, those that the cache lacks are fitted too. Raises
+    UsageError for a wrong spec, MonoevalError for unusable features.
     """
     adapter = build(spec)
     seed = seed if METHODS[spec.method].seeded else None
@@ -52,18 +54,31 @@ def fit_cached(
         return adapter.fit(TrainingRows(features, rows, device), seed=0)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
     made_of = [features.key, *(view.key for view in views)] if views else features.key
-    folder = cache_dir() / "adapters" / key(["adapter", FORMAT, made_of, used, adapter_identity(spec), seed])
+
+    def folder_of(spec: AdapterSpec, seed: int | None) -> Path:
+        return cache_dir() / "adapters" / key(["adapter", FORMAT, made_of, used, adapter_identity(spec), seed])
+
+    folder = folder_of(spec, seed)
     found = _held(folder, device)  # before the lock, which a read-only cache does not give
     if found is not None:
         return found
+    others = {folder_of(*other): other for other in also} if adapter.stacked else {}
+    others = {path: other for path, other in others.items() if path != folder and _held(path, device) is None}
     with locked(folder):
         found = _held(folder, device)  # another process may have made it meanwhile
         if found is not None:
             return found
         if folder.exists():
             log.warning("The adapter in %s is damaged and is fitted again.", folder)
-        adapter.fit(TrainingRows(features, rows, device, views), seed=seed or 0)
+        members = [adapter, *(build(other) for other, _ in others.values())]
+        seeds = [s or 0 for s in (seed, *(other for _, other in others.values()))]
+        adapter.fit_together(members, TrainingRows(features, rows, device, views), seeds)
         save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
+    # one lock at a time: two processes that fit each other's would else wait for ever
+    for member, (path, (other, its_seed)) in zip(members[1:], others.items(), strict=True):
+        with locked(path):
+            if _held(path, device) is None:
+                save(member, other, path, features=features.key, rows=used, seed=its_seed)
     return adapter
 
 

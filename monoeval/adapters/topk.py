@@ -9,13 +9,15 @@ M × D but the parameters and Adam's moments: blocks of latents get their gradie
 normalised while they lie in the cache. A dead latent has no active pair, so AuxK alone moves it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monoeval.products import has_bfloat16
+from monoeval.hardware import has_bfloat16
 
 GROUP = 8
 """Latents a group in the search for the k largest: of 4, 8 and 16 the fastest at 4,096 and at 16,384 latents."""
@@ -80,7 +82,8 @@ class Pairs:
 
     @classmethod
     def of(cls, chosen_nk: Tensor, z_nk: Tensor, dz_nk: Tensor, width: int) -> "Pairs":
-        latent, order = chosen_nk.flatten().int().sort()
+        # stable, so that the order of a sum does not depend on how many members a stack has
+        latent, order = chosen_nk.flatten().int().sort(stable=True)
         edges = torch.arange(width + 1, dtype=torch.int32, device=latent.device)
         z, dz = z_nk.flatten()[order], (dz_nk * (z_nk > 0)).flatten()[order]
         return cls(order // chosen_nk.shape[1], torch.searchsorted(latent, edges), z, dz)
@@ -98,7 +101,7 @@ class Pairs:
 
 @dataclass
 class Aux:
-    """Gradients of α·AuxK by what belongs to the `dead` latents, and by nothing else."""
+    """Gradients of α·AuxK by what belongs to the `dead` latents of a stack, and by nothing else."""
 
     dead: Tensor
     encoder: Tensor
@@ -107,85 +110,126 @@ class Aux:
 
 
 class TopKSteps:
-    """Trains the four tensors of a TopK dictionary in place; decoder rows stay at length one.
+    """Trains S TopK dictionaries of one shape side by side, in place; decoder rows stay at length one.
 
-    Products of the encoder are bfloat16 where that is worth it; all sums are float32.
+    Member s has `k[s]` active latents a row and sees batches of its own, and what becomes of it does not depend on
+    the others. The stack is treated as one dictionary of S·M latents, whose rows [S·n, D] each know the latents of
+    their own member alone. Products of the encoder are bfloat16 where that is worth it; all sums are float32.
     """
 
     def __init__(
         self,
-        encoder: Tensor,
-        encoder_bias: Tensor,
-        decoder: Tensor,
-        decoder_bias: Tensor,
+        encoder_smd: Tensor,
+        encoder_bias_sm: Tensor,
+        decoder_smd: Tensor,
+        decoder_bias_sd: Tensor,
         *,
-        k: int,
+        k: Sequence[int],
         aux_weight: float,
     ) -> None:
-        self.encoder, self.encoder_bias = encoder.detach(), encoder_bias.detach()
-        self.decoder, self.decoder_bias = decoder.detach(), decoder_bias.detach()
-        self.k, self.aux_weight, self.width = k, aux_weight, len(encoder)
-        block = BLOCK if encoder.device.type == "cpu" else self.width
-        self.blocks = [slice(s, min(s + block, self.width)) for s in range(0, self.width, block)]
-        self.parts = [(self.encoder[b], self.decoder[b]) for b in self.blocks]
-        self.optimisers = [torch.optim.Adam(part, betas=BETAS, fused=True) for part in self.parts]
-        self.biases = torch.optim.Adam([self.encoder_bias, self.decoder_bias], betas=BETAS, fused=True)
+        self.members, self.width, _ = encoder_smd.shape
+        self.k, self.aux_weight = tuple(k), aux_weight
+        self.encoder, self.decoder = encoder_smd.detach().flatten(0, 1), decoder_smd.detach().flatten(0, 1)
+        self.encoder_bias, self.decoder_bias = encoder_bias_sm.detach(), decoder_bias_sd.detach()
+        self._lay_out(on_cpu=encoder_smd.device.type == "cpu")
         self._low: Tensor | None = None
         self._h: Tensor | None = None
 
+    def _lay_out(self, *, on_cpu: bool) -> None:
+        """What is done at once: on a CPU what fits its cache, so members take turns, and blocks of each."""
+        width, whole = self.width, len(self.encoder)
+        self.alike = [slice(s, s + 1) for s in range(self.members)] if on_cpu else _runs(self.k)
+        edges = [s + b for s in range(0, whole, width) for b in range(0, width, BLOCK)] if on_cpu else [0]
+        self.blocks = [slice(*pair) for pair in pairwise([*edges, whole])]
+        self.firsts = torch.tensor(edges[1:], dtype=torch.int64, device=self.encoder.device)
+        self.parts = [(self.encoder[b], self.decoder[b]) for b in self.blocks]
+        self.optimisers = [torch.optim.Adam(part, betas=BETAS, fused=True) for part in self.parts]
+        # Adam rounds the last few numbers of a tensor otherwise than the rest: those of a member must end with it
+        self.biases = [(members, self.encoder_bias[members], self.decoder_bias[members]) for members in self.alike]
+        each = [bias for _, *pair in self.biases for bias in pair]
+        self.bias_optimiser = torch.optim.Adam(each, betas=BETAS, fused=True)
+
     @torch.no_grad()
-    def step(self, x_nd: Tensor, idle_m: Tensor, patience: float, rate: float) -> None:
-        """One step of Adam at `rate`; `idle_m`, the rows since each latent fired, is kept up to date."""
-        n, d = x_nd.shape
-        centred = x_nd - self.decoder_bias
-        chosen, z_nk = self._codes(centred)
-        idle_m += n
-        idle_m[chosen[z_nk > 0]] = 0
-        with torch.enable_grad():
-            z_nk.requires_grad_()
-            error = centred - F.embedding_bag(chosen, self.decoder, per_sample_weights=z_nk, mode="sum")
-            (dz_nk,) = torch.autograd.grad(error.square().mean(), z_nk)
-        z_nk, error = z_nk.detach(), error.detach()
-        dead = (idle_m >= patience).nonzero().squeeze(1)
-        aux = self._aux(centred, error, dead) if self.aux_weight and len(dead) else None
-        self._descend(centred, error * (-2 / (n * d)), Pairs.of(chosen, z_nk, dz_nk, self.width), aux, rate)
+    def step(self, x_snd: Tensor, idle_sm: Tensor, patience: float, rate: float) -> None:
+        """One step of Adam at `rate` on batches [S, n, D], or on one [1, n, D] that all members share.
 
-    def _codes(self, centred: Tensor) -> tuple[Tensor, Tensor]:
-        """Which latents are active, int64 [n, k], and their codes [n, k]."""
-        reduce = centred.numel() * self.width >= REDUCED_WORK and has_bfloat16(centred.device.type)
+        `idle_sm`, the rows since each latent fired, is kept up to date.
+        """
+        _, n, d = x_snd.shape
+        centred_snd = x_snd - self.decoder_bias[:, None]
+        chosen, z = self._codes(centred_snd)
+        idle_sm += n
+        idle = idle_sm.view(-1)
+        idle[chosen[z > 0]] = 0
+        centred = centred_snd.flatten(0, 1)
+        with torch.enable_grad():
+            z.requires_grad_()
+            rebuilt = F.embedding_bag(chosen, self.decoder, per_sample_weights=z, mode="sum")
+        error = centred - rebuilt.detach()
+        g = error * (-2 / (n * d))
+        (dz,) = torch.autograd.grad(rebuilt, z, g)
+        dead = (idle >= patience).nonzero().squeeze(1)
+        aux = self._aux(centred_snd, error.view_as(centred_snd), dead) if self.aux_weight and len(dead) else None
+        self._descend(centred, g, Pairs.of(chosen, z.detach(), dz, len(self.encoder)), aux, rate)
+
+    def _codes(self, centred_snd: Tensor) -> tuple[Tensor, Tensor]:
+        """Which latents of the stack are active, int64 [S·n, k], and their codes [S·n, k], with the largest k.
+
+        A member of a smaller k has codes of 0 in the places that it leaves.
+        """
+        _, n, d = centred_snd.shape
+        reduce = n * d * self.width >= REDUCED_WORK and has_bfloat16(centred_snd.device.type)
         dtype = torch.bfloat16 if reduce else torch.float32
-        if self._h is None or len(self._h) != len(centred):
-            self._h = torch.empty(len(centred), self.width, dtype=dtype, device=centred.device)
-            self._low = torch.empty_like(self.encoder, dtype=dtype) if reduce else None
-        encoder = self.encoder if self._low is None else self._low.copy_(self.encoder)
-        h = torch.addmm(self.encoder_bias.to(dtype), centred.to(dtype), encoder.T, out=self._h)
-        chosen = largest(h, self.k)
-        return chosen, h.gather(1, chosen).float().relu_()
+        found = []
+        for members in self.alike:
+            latents = slice(members.start * self.width, members.stop * self.width)
+            shape = (members.stop - members.start, n, self.width)
+            encoder = self.encoder[latents].view(shape[0], self.width, d)
+            if self._h is None or self._h.shape != shape:
+                self._h = torch.empty(shape, dtype=dtype, device=centred_snd.device)
+                self._low = torch.empty_like(encoder, dtype=dtype) if reduce else None
+            encoder = encoder if self._low is None else self._low.copy_(encoder)
+            bias = self.encoder_bias[members, None].to(dtype)
+            h = torch.baddbmm(bias, centred_snd[members].to(dtype), encoder.mT, out=self._h).flatten(0, 1)
+            k = self.k[members.start]
+            chosen = largest(h, k)
+            z = h.gather(1, chosen).float().relu_()
+            first = torch.arange(latents.start, latents.stop, self.width, device=h.device).repeat_interleave(n)
+            unused = (0, max(self.k) - k)
+            found.append((F.pad(chosen + first[:, None], unused), F.pad(z, unused)))
+        chosen_of, z_of = zip(*found, strict=True)
+        return torch.cat(chosen_of), torch.cat(z_of)
 
-    def _aux(self, centred: Tensor, error: Tensor, dead: Tensor) -> Aux:
-        with torch.enable_grad():
-            parts = [t[dead].requires_grad_() for t in (self.encoder, self.encoder_bias, self.decoder)]
-            encoder, bias, decoder = parts
-            every = torch.arange(len(dead), device=dead.device)
-            loss = aux_k(F.linear(centred, encoder, bias), error, decoder, every)
-            weight = self.aux_weight * aux_share(len(dead), error.shape[1])
-            return Aux(dead, *torch.autograd.grad(weight * loss, parts))
+    def _aux(self, centred_snd: Tensor, error_snd: Tensor, dead: Tensor) -> Aux:
+        """`dead` are latents of the stack, in rising order."""
+        counts = torch.bincount(dead // self.width, minlength=self.members).tolist()
+        found = []
+        for s, own in enumerate(torch.split(dead, counts)):
+            if len(own) == 0:
+                continue
+            with torch.enable_grad():
+                of_stack = (self.encoder, self.encoder_bias.view(-1), self.decoder)
+                parts = [tensor[own].requires_grad_() for tensor in of_stack]
+                encoder, bias, decoder = parts
+                every = torch.arange(len(own), device=own.device)
+                loss = aux_k(F.linear(centred_snd[s], encoder, bias), error_snd[s], decoder, every)
+                weight = self.aux_weight * aux_share(len(own), error_snd.shape[2])
+                found.append(torch.autograd.grad(weight * loss, parts))
+        return Aux(dead, *(torch.cat(grads) for grads in zip(*found, strict=True)))
 
     def _descend(self, centred: Tensor, g: Tensor, pairs: Pairs, aux: Aux | None, rate: float) -> None:
         """Block by block: gradients, Adam's step, unit rows; then the biases."""
         into_encoder_bias = pairs.by_latent(pairs.dz)
         along = pairs.by_latent(pairs.z * pairs.dz)  # ∂d_j·d_j, as g_i·d_j is ∂z_ij
-        into_decoder_bias = g.sum(dim=0)
-        # on one block the host need not know where its pairs begin
-        edges = pairs.start[:: len(self.parts[0][0])].tolist() if len(self.blocks) > 1 else [0]
+        into_decoder_bias = g.view(self.members, -1, g.shape[1]).sum(dim=1)
+        edges = [0, *pairs.start[self.firsts].tolist(), len(pairs.row)]
         places = None
         if aux is not None:
             into_encoder_bias[aux.dead] = aux.bias
             along[aux.dead] = torch.linalg.vecdot(aux.decoder, self.decoder[aux.dead])
-            firsts = torch.tensor([b.start for b in self.blocks[1:]], device=aux.dead.device)
-            places = [0, *torch.searchsorted(aux.dead, firsts).tolist(), len(aux.dead)]
+            places = [0, *torch.searchsorted(aux.dead, self.firsts).tolist(), len(aux.dead)]
         for i, (latents, (encoder, decoder)) in enumerate(zip(self.blocks, self.parts, strict=True)):
-            some = slice(edges[i], edges[i + 1] if i + 1 < len(self.blocks) else len(pairs.row))
+            some = slice(edges[i], edges[i + 1])
             encoder.grad = pairs.sums(pairs.dz, centred, latents, some)
             decoder.grad = pairs.sums(pairs.z, g, latents, some)
             if aux is not None and places is not None:
@@ -193,14 +237,24 @@ class TopKSteps:
                 here = aux.dead[of_dead] - latents.start
                 encoder.grad[here], decoder.grad[here] = aux.encoder[of_dead], aux.decoder[of_dead]
             decoder.grad.addcmul_(along[latents, None], decoder, value=-1)
-            into_decoder_bias -= into_encoder_bias[latents] @ encoder
+            for s in range(latents.start // self.width, -(-latents.stop // self.width)):
+                own = slice(max(latents.start, s * self.width), min(latents.stop, (s + 1) * self.width))
+                into_decoder_bias[s] -= into_encoder_bias[own] @ self.encoder[own]
             self._take(self.optimisers[i], rate)
             encoder.grad = decoder.grad = None
             decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True))
-        self.encoder_bias.grad, self.decoder_bias.grad = into_encoder_bias, into_decoder_bias
-        self._take(self.biases, rate)
+        for members, encoder_bias, decoder_bias in self.biases:
+            encoder_bias.grad = into_encoder_bias.view_as(self.encoder_bias)[members]
+            decoder_bias.grad = into_decoder_bias[members]
+        self._take(self.bias_optimiser, rate)
 
     @staticmethod
     def _take(optimiser: torch.optim.Adam, rate: float) -> None:
         optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
+
+
+def _runs(k: Sequence[int]) -> list[slice]:
+    """The members of a stack that follow each other with one k."""
+    edges = [0, *(s for s in range(1, len(k)) if k[s] != k[s - 1]), len(k)]
+    return [slice(*pair) for pair in pairwise(edges)]

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from monoeval.metrics.components import Levels
-from monoeval.metrics.paired import Interval, paired_difference
+from monoeval.metrics.paired import Interval, mean_interval, paired_difference
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ def accuracy_interval(
     """Mean of `correct_ru` [R rows, U units], shares in [0, 1], with an interval for rows and units at random.
 
     Wilson's (Journal of the American Statistical Association 22, 1927) with a t quantile, and with as many rows as
-    would, independent of each other, give the variance of `paired_difference`: p(1 − p)/Var. Where all are right
+    would, independent of each other, give the variance of `mean_interval`: p(1 − p)/Var. Where all are right
     (or wrong) that is the number of rows, or of clusters. A t interval fails where nearly all are right: at 98 %
     accuracy and 60 rows it holds the truth in fewer than three studies of four, and this one in more than 93 %
     (`tests/metrics`; at many seeds it falls to 88-92 % there, see `tests/studies/RESULTS.md`).
 
-    Raises MonoevalError as `paired_difference` does.
+    Raises MonoevalError as `mean_interval` does.
     """
-    found = paired_difference(correct_ru, groups_r, level, levels)
+    found = mean_interval(correct_ru, groups_r, level, levels)
+    freedom = found.degrees_of_freedom
     spread = found.mean * (1 - found.mean)
     if spread > 0 and found.standard_error > 0:
         independent = spread / found.standard_error**2
@@ -47,8 +48,10 @@ def accuracy_interval(
         independent = float(found.rows * found.units)
     else:
         independent = float(found.rows if groups_r is None else len(np.unique(np.asarray(groups_r))))
-    low, high = _wilson(found.mean, independent, found.degrees_of_freedom, level)
-    return Proportion(**{**vars(found), "low": low, "high": high}, independent=independent)
+        freedom = independent - 1
+    low, high = _wilson(found.mean, independent, freedom, level)
+    changed = {"low": low, "high": high, "degrees_of_freedom": freedom}
+    return Proportion(**{**vars(found), **changed}, independent=independent)
 
 
 def _wilson(mean: float, n: float, freedom: float, level: float) -> tuple[float, float]:

@@ -29,7 +29,7 @@ class Interval:
     unit_share: float = 0.0
     """Share of the variance of the mean that comes from units; the rest is of rows and what neither explains."""
     shares: Shares | None = None
-    """Whose doing the variance is; None where units move together, or where no row differs from another."""
+    """Whose doing the variance is; None where units move together, or where too few rows differ to tell."""
 
     def at(self, level: float) -> tuple[float, float]:
         """The interval's ends at another confidence level."""
@@ -55,45 +55,61 @@ def paired_difference(
     level: float = 0.95,
     levels: Levels | None = None,
 ) -> Interval:
-    """Mean of `delta_ru` [R rows, U units] with an interval for rows and units both drawn at random.
+    """`mean_interval` of differences of correctness [R rows, U units], shares in [−1, 1].
 
-    Rows (test images) are crossed with units (seeds): d_iu = μ + a_i + b_u + e_iu, and by the mean squares of
-    the two-way analysis of variance Var(mean) = (MS_rows + MS_units − MS_error) / (R·U); `metrics.components` has
-    the details. One unit, or units that are all alike, give the one-sample t interval over rows. Simulated
-    coverage is 92.5-97 % from three units on, and 87-97 % for two (`tests/studies/RESULTS.md`; `tests/metrics`
-    repeats a part). With `levels`, units are backbones, their adapters and draws, crossed; coverage is then
-    93-99 %, but 90-92 % where nearly all that is uncertain is of one kind of which there are two.
-
-    `groups_r` [R] names the cluster (writer, video) of each row; rows are then replaced by linearised cluster
-    totals t_gu = m_u + (G/R)·Σ_{i in g} (d_iu − m_u), m_u the unit's mean, which for clusters of one row are the
-    rows themselves. `delta_ru` is a difference of correctness: shares in [−1, 1]. With a single row or cluster
-    nothing is known about others, and the interval is infinite. Where no row differs from another, all that is
-    known of rows that do is that they are few: after n rows (or clusters) that are alike, at 97.5 % confidence at
-    most a share of 1 − 0.025^(1/n) is not (Clopper and Pearson, Biometrika 26, 1934), and each may differ by 1.
-    That bound is then the half-width of the 95 % interval, 3.7/n for many rows.
-
-    Raises MonoevalError where `delta_ru` is empty or not finite, or `groups_r` has another length.
+    Where no row differs from another, all that is known of rows that do is that they are few: after n rows that are
+    alike, at 97.5 % confidence at most a share of 1 − 0.025^(1/n) is not (Clopper and Pearson, Biometrika 26, 1934),
+    and each may differ by 1. The half-width of a 95 % interval is that bound at least, 3.7/n for many rows: a row
+    or two that do differ are no reason to be surer. Rows count for it, not clusters: rows that are alike show
+    nothing that those of a cluster have in common.
     """
     delta = np.asarray(delta_ru, dtype=np.float64)
-    if delta.ndim != 2 or delta.size == 0:
+    return mean_interval(delta, groups_r, level, levels, least=_unseen(len(delta)) if len(delta) > 1 else 0.0)
+
+
+def mean_interval(
+    values_ru: ArrayLike,
+    groups_r: ArrayLike | None = None,
+    level: float = 0.95,
+    levels: Levels | None = None,
+    *,
+    least: float = 0.0,
+) -> Interval:
+    """Mean of `values_ru` [R rows, U units] with an interval for rows and units both drawn at random.
+
+    Rows (test images) are crossed with units (seeds): v_iu = μ + a_i + b_u + e_iu, and by the mean squares of
+    the two-way analysis of variance Var(mean) = (MS_rows + MS_units − MS_error) / (R·U); `metrics.components` has
+    the details. One unit, or units that are all alike, give the one-sample t interval over rows. Simulated
+    coverage is 92.5-97 % from three units on, and 87-97 % for two; few clusters have less
+    (`tests/studies/RESULTS.md`; `tests/metrics` repeats a part). With `levels`, units are backbones, their adapters
+    and draws, crossed; coverage is then 93-99 %, but 90-92 % where nearly all that is uncertain is of one kind of
+    which there are two.
+
+    `groups_r` [R] names the cluster (writer, video) of each row; rows are then replaced by linearised cluster
+    totals t_gu = m_u + (G/R)·Σ_{i in g} (v_iu − m_u), m_u the unit's mean, which for clusters of one row are the
+    rows themselves. With a single row or cluster nothing is known about others, and the interval is infinite. A
+    standard error below `least` is raised to it, with R − 1 degrees of freedom.
+
+    Raises MonoevalError where `values_ru` is empty or not finite, or `groups_r` has another length.
+    """
+    values = np.asarray(values_ru, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
         raise MonoevalError(
-            f"A difference needs rows and units, not an array of shape {delta.shape}: check the runs."
+            f"A difference needs rows and units, not an array of shape {values.shape}: check the runs."
         )
-    if not np.isfinite(delta).all():
-        bad = int((~np.isfinite(delta)).any(1).sum())
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).any(1).sum())
         raise MonoevalError(
-            f"{bad} of {len(delta)} paired rows are not numbers: look for failed trials in the run."
+            f"{bad} of {len(values)} paired rows are not numbers: look for failed trials in the run."
         )
-    rows, units = delta.shape
-    alike = bool((delta == delta[:1]).all())
+    rows, units = values.shape
     if groups_r is not None:
-        delta = _cluster_totals(delta, np.asarray(groups_r))
-    mean = float(delta.mean())
-    found = variance_of_mean(delta, levels)
-    variance, freedom, shares = found.value, found.degrees_of_freedom, found.shares
-    if alike and len(delta) > 1 and (unseen := _unseen(len(delta))) ** 2 > variance:
-        variance, freedom, shares = unseen**2, len(delta) - 1.0, None
-    error = float(np.sqrt(variance))
+        values = _cluster_totals(values, np.asarray(groups_r))
+    mean = float(values.mean())
+    found = variance_of_mean(values, levels)
+    error, freedom, shares = float(np.sqrt(found.value)), found.degrees_of_freedom, found.shares
+    if len(values) > 1 and least > error:
+        error, freedom, shares = least, rows - 1.0, None
     low, high = _ends(mean, error, freedom, level)
     return Interval(
         mean=mean,
@@ -168,7 +184,7 @@ def _cluster_totals(delta: NDArray[np.float64], groups: NDArray[np.generic]) -> 
 
 
 def _unseen(n: int) -> float:
-    """Standard error whose 95 % interval reaches what rows may do that are unlike the `n` seen."""
+    """Standard error whose 95 % interval reaches what rows may do that are unlike `n` rows that are alike."""
     return float((1 - 0.025 ** (1 / n)) / stdtrit(n - 1.0, 0.975))
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from monoeval.adapters.base import Codes, SparseRows
 from monoeval.data.images import Ints
 from monoeval.errors import MonoevalError
+from monoeval.hardware import free_bytes
 
 CHUNK_ROWS = 4096
 
@@ -42,7 +42,7 @@ class TrainingCodes:
         first = next(codes.chunks(np.arange(min(1, len(codes)))))
         row_bytes = 12 * first.values.shape[1] if isinstance(first, SparseRows) else 4 * codes.width
         name = codes.adapter.method
-        if len(codes) * row_bytes > _free(codes.device) / 3:
+        if len(codes) * row_bytes > free_bytes(codes.device) / 3:
             return cls(codes, _scale(codes.chunks(), codes.width, name), name)
         parts = list(codes.chunks())
         scale = _scale(parts, codes.width, name)
@@ -129,12 +129,6 @@ class TrainingCodes:
 def _where_probes_run(values: Tensor) -> Tensor:
     """Probes need float64 sums, which MPS does not have."""
     return values.cpu() if values.device.type == "mps" else values
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _refuse_broken(finite: list[Tensor], name: str) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from monoeval.errors import UsageError
+from monoeval.hardware import one_thread, worth_reducing
 from monoeval.probes.codes import TrainingCodes
 from monoeval.probes.lbfgs import COPIES, Descent
 from monoeval.probes.newton import Newton
 from monoeval.probes.objective import Loss, Objective, Point
 from monoeval.probes.rows import RowSpace, all_rows
-from monoeval.products import one_thread, worth_reducing
 
 TOLERANCE = 1e-4
 """Relative, proven: (f - lower bound)/f at most this where a solve ends."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from monoeval.hardware import reduced
 from monoeval.probes.rows import CHUNK, Rows
 from monoeval.probes.spec import GCE, SCE, Gradient, LabelSmoothing
-from monoeval.products import reduced
 
 NEVER = -1e4
 """Intercept of a class without a training row while solving: its probability is zero, and no infinity spreads."""

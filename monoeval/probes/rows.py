@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from monoeval.adapters.base import SparseRows
+from monoeval.hardware import one_thread
 from monoeval.probes.codes import TrainingCodes
-from monoeval.products import one_thread
 
 WIDEST_ROTATION = 4096
 """Above this width an eigendecomposition costs more than it saves; columns then keep their own variances."""

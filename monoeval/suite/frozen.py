@@ -171,7 +171,11 @@ def _codes(group: Group, spec: AdapterSpec, device: str) -> Codes:
     backbone, identity_key = _backbone(group, device)
     wanted = [None, *views(n_views(spec))]
     features, *seen = extract(backbone, identity_key, load(group.data).train, wanted)
-    adapter = fit_cached(spec, features, None, seed=group.adapter_seed, device=backbone.device, views=seen)
+    # what the study will ask for on these features besides
+    also = [] if group.match else [(s, seed) for s in group.arm.adapter.candidates for seed in group.adapter_seeds]
+    adapter = fit_cached(
+        spec, features, None, seed=group.adapter_seed, device=backbone.device, views=seen, also=also
+    )
     return Codes(features, adapter, backbone.device)
 
 

@@ -50,6 +50,8 @@ class Group(Spec):
     backbone_seed: int | None
     """None where the recipe does not pretrain the backbone: it is the same for every seed."""
     adapter_seed: int | None
+    adapter_seeds: tuple[int, ...]
+    """All that the arm has on this backbone: their adapters are fitted together where that is quicker."""
     draw: int | None
     probe: ArmProbe
     """The arm's, or else the recipe's."""
@@ -189,12 +191,14 @@ def _group(recipe: Recipe, arm: Arm, unit: Unit, data: DataSpec) -> Group:
     """A group of `arm` without trials."""
     backbone = recipe.backbones[arm.backbone]
     matched = next((other for other in recipe.arms if other.name == arm.match), None)
+    beside = [u.adapter for u in recipe.units if backbone.pretrain is None or u.backbone == unit.backbone]
     return Group(
         arm=arm,
         data=data,
         backbone=backbone,
         backbone_seed=unit.backbone if backbone.pretrain else None,
         adapter_seed=unit.adapter if arm.seeded else None,
+        adapter_seeds=tuple(dict.fromkeys(beside)) if arm.seeded else (),
         draw=None,
         probe=arm.probe or recipe.probe,
         match=_group(recipe, matched, unit, data) if matched else None,

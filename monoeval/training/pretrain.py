@@ -20,8 +20,8 @@ from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError, enough_memory
 from monoeval.files import locked
+from monoeval.hardware import has_bfloat16
 from monoeval.keys import draw_seed
-from monoeval.products import has_bfloat16
 from monoeval.training import networks, resume
 from monoeval.training.augment import Augmentation, SimCLRAugmentation
 from monoeval.training.contrastive import NON_NEGATIVE, OBJECTIVES, SUPERVISED, density, rep_relu

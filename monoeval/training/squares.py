@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +23,7 @@ from monoeval.backbones.preprocess import Preprocess
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir, cannot_write, locked
+from monoeval.hardware import free_bytes
 from monoeval.keys import key
 
 CROP_PCT = 1.0  # the whole central square: these images are small already
@@ -87,7 +87,7 @@ class Squares:
 
 def fit_into_memory(images: ImageSet, size: int, copies: int) -> bool:
     """Whether `copies` processes can hold the squares in half of the memory that is free."""
-    return 2 * copies * len(images) * 3 * size * size <= psutil.virtual_memory().available
+    return 2 * copies * len(images) * 3 * size * size <= free_bytes(torch.device("cpu"))
 
 
 def squares_of(images: ImageSet, size: int, device: torch.device, *, on_disk: bool = False) -> Squares:
@@ -108,7 +108,7 @@ def squares_of(images: ImageSet, size: int, device: torch.device, *, on_disk: bo
         counts += _counted(chunk)
         start += len(chunk)
     mean, std = _moments(counts)
-    if device.type == "cuda" and 2 * held.nbytes > torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and 2 * held.nbytes > free_bytes(device):
         return Squares(held, mean, std, device)
     return Squares(torch.from_numpy(held).to(device), mean, std, device)
 

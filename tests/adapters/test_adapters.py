@@ -123,6 +123,43 @@ def test_the_cache_answers_for_the_same_rows_seed_and_settings_only(feature_set,
     assert ask(features=feature_set(data(), "others"))[0] == 1
 
 
+def test_what_a_study_asks_for_is_trained_as_one_stack_and_is_what_it_would_be_alone(
+    feature_set, tmp_path, monkeypatch
+):
+    features, stacks = feature_set(data()), []
+    from monoeval.adapters import sae
+
+    steps = sae.TopKSteps
+    monkeypatch.setattr(sae, "TopKSteps", lambda *a, k, **kw: stacks.append(tuple(k)) or steps(*a, k=k, **kw))
+
+    def ask(k, seed, also=()):
+        asked = [(spec("sae", width=32, k=k, steps=30), seed) for k, seed in also]
+        made = fit_cached(spec("sae", width=32, k=k, steps=30), features, None, seed=seed, device=CPU, also=asked)
+        return made.state(), made.report()
+
+    wanted = [(2, 0), (2, 1), (4, 0)]
+    alone = {}
+    for k, seed in wanted:
+        monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / f"alone-{k}-{seed}"))
+        alone[k, seed] = ask(k, seed)
+    assert stacks == [(2,), (2,), (4,)]
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "together"))
+    stacks.clear()
+    for k, seed in wanted:
+        state, report = ask(k, seed, wanted)
+        assert report == alone[k, seed][1]
+        assert all(torch.equal(state[name], tensor) for name, tensor in alone[k, seed][0].items())
+    assert stacks == [(2, 2, 4)]  # and then all are there
+
+    for little, divided in ((1, [(2,), (2,), (4,)]), (2, [(2, 2), (4,)])):
+        stacks.clear()
+        monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / f"little-{little}"))
+        each = sae.STACK_BYTES * 32 * data().shape[1]
+        monkeypatch.setattr(sae, "free_bytes", lambda _, free=2 * little * each: free)
+        assert ask(2, 0, wanted)[1] == alone[2, 0][1]
+        assert stacks == divided
+
+
 @pytest.mark.parametrize("file", ["adapter.safetensors", "adapter.json"])
 def test_a_file_cut_short_is_noticed_and_fitted_again(file, feature_set, tmp_path, caplog):
     features = feature_set(data())

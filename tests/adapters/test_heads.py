@@ -1,15 +1,16 @@
 """Contrastive heads on planted views: what the loss compares, where gradients go, and what training changes."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from monoeval.adapters.heads import Pairs, _batches, projector
+from monoeval.adapters.heads import Pairs, projector
 from monoeval.adapters.registry import build, controls_for
-from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.rows import TrainingRows, shuffled
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached
 from monoeval.errors import MonoevalError, UsageError
@@ -190,7 +191,7 @@ def test_a_pair_is_the_same_rows_in_two_different_views(feature_set):
 
 
 def test_a_pass_takes_each_row_once_at_most_and_leaves_out_the_remainder():
-    batches = list(_batches(10, 4, 5, torch.Generator().manual_seed(0)))
+    batches = list(islice(shuffled(10, 4, torch.Generator().manual_seed(0)), 5))
     assert [len(batch) for batch in batches] == [4] * 5
     for first, second in (batches[0:2], batches[2:4]):
         assert len({*first.tolist(), *second.tolist()}) == 8

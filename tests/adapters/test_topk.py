@@ -61,10 +61,10 @@ def test_steps_are_those_of_autograd(monkeypatch, block, patience):
     idle[::7] = idle_too[::7] = 59.0  # some are about to be dead
     batches = [batch(i) for i in range(4)]
     wanted = by_autograd(tensors, idle_too, batches, patience, 1e-3, 0.5)
-    steps = TopKSteps(*tensors, k=K, aux_weight=0.5)
+    steps = TopKSteps(*(t[None] for t in tensors), k=[K], aux_weight=0.5)
     before = [t.clone() for t in tensors]
     for x in batches:
-        steps.step(x, idle, patience, 1e-3)
+        steps.step(x[None], idle[None], patience, 1e-3)
     assert torch.equal(idle, idle_too)
     assert (idle >= 60).any()
     assert (idle == 0).any()
@@ -80,19 +80,67 @@ def test_dead_latents_move_by_auxk_alone():
         tensors[1][3] = -100.0  # never among the largest
         idle[3] = 1e6
         before = [t[3].clone() for t in tensors[:3]]
-        TopKSteps(*tensors, k=K, aux_weight=aux_weight).step(batch(0), idle, 1e5, 1e-3)
+        alone = [t[None] for t in tensors]
+        TopKSteps(*alone, k=[K], aux_weight=aux_weight).step(batch(0)[None], idle[None], 1e5, 1e-3)
         moved = [not torch.equal(t[3], was) for t, was in zip(tensors, before, strict=False)]
         # its pre-activation is negative, so that ReLU lets nothing through
         assert moved == [False] * 3
         tensors[1][3] = -0.5
         idle[3] = 1e6
         before = [t[3].clone() for t in tensors[:3]]
-        steps = TopKSteps(*tensors, k=1, aux_weight=aux_weight)
-        steps.step(batch(1), idle, 1e5, 1e-3)
+        steps = TopKSteps(*alone, k=[1], aux_weight=aux_weight)
+        steps.step(batch(1)[None], idle[None], 1e5, 1e-3)
         if idle[3] > 0:  # it did not fire
             assert [not torch.equal(t[3], was) for t, was in zip(tensors, before, strict=False)] == [
                 aux_weight > 0
             ] * 3
+
+
+@pytest.mark.parametrize("block", [16, 24, 1024])
+@pytest.mark.parametrize("shared", [False, True])
+def test_members_of_a_stack_become_what_they_would_alone(monkeypatch, block, shared):
+    monkeypatch.setattr(topk, "BLOCK", block)
+    ks, n_steps = [K, 2, K, 1], 5
+    starts = [start(seed) for seed in range(len(ks))]
+    idle = torch.zeros(len(ks), M)
+    idle[:, ::7] = 59.0
+    idle[1] = 0  # one without dead latents
+    batches = [[batch(10 * i + (0 if shared else s)) for s in range(len(ks))] for i in range(n_steps)]
+
+    alone, idle_alone = [[t.clone() for t in tensors] for tensors in starts], idle.clone()
+    for s, k in enumerate(ks):
+        steps = TopKSteps(*(t[None] for t in alone[s]), k=[k], aux_weight=0.5)
+        for i in range(n_steps):
+            steps.step(batches[i][s][None], idle_alone[s][None], 60, 1e-3)
+
+    stack = [torch.stack(tensors) for tensors in zip(*starts, strict=True)]
+    steps = TopKSteps(*stack, k=ks, aux_weight=0.5)
+    for i in range(n_steps):
+        steps.step(batches[i][0][None] if shared else torch.stack(batches[i]), idle, 60, 1e-3)
+    assert torch.equal(idle, idle_alone)
+    for s, tensors in enumerate(alone):
+        for ours, by_itself, was in zip(stack, tensors, starts[s], strict=True):
+            assert torch.equal(ours[s], by_itself)
+            assert not torch.equal(by_itself, was)
+
+
+def test_a_stack_done_at_once_agrees_with_members_in_turns():
+    """As on a GPU, where what has one k is searched at once and all latents are one block."""
+    ks = [K, K, 2]
+    found = []
+    for at_once in (False, True):
+        stack = [torch.stack(tensors) for tensors in zip(*(start(seed) for seed in range(3)), strict=True)]
+        idle = torch.zeros(3, M)
+        idle[:, ::7] = 59.0
+        steps = TopKSteps(*stack, k=ks, aux_weight=0.5)
+        if at_once:
+            steps._lay_out(on_cpu=False)
+            assert [len(steps.blocks), len(steps.alike)] == [1, 2]
+        for i in range(4):
+            steps.step(torch.stack([batch(10 * i + s) for s in range(3)]), idle, 60, 1e-3)
+        found.append(stack)
+    for in_turns, together in zip(*found, strict=True):
+        torch.testing.assert_close(in_turns, together, atol=1e-6, rtol=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,9 +157,9 @@ def test_reduced_products_train_as_well(monkeypatch):
         monkeypatch.setattr(topk, "REDUCED_WORK", 0.0 if reduce else float("inf"))
         monkeypatch.setattr(topk, "has_bfloat16", lambda _: True)
         tensors, idle = start(), torch.zeros(M)
-        steps = TopKSteps(*tensors, k=K, aux_weight=0.0)
+        steps = TopKSteps(*(t[None] for t in tensors), k=[K], aux_weight=0.0)
         for i in range(150):
-            steps.step(batch(i % 10), idle, 1e9, 5e-3)
+            steps.step(batch(i % 10)[None], idle[None], 1e9, 5e-3)
         x = torch.cat([batch(i) for i in range(10)])
         h = (x - tensors[3]) @ tensors[0].T + tensors[1]
         values, places = h.topk(K, dim=1)

@@ -3,7 +3,8 @@
 Each training case gives the same rows, batch size, k, AuxK and learning rate to sparsify, dictionary_learning and
 overcomplete, finds the fastest of them, and lets it train in turns with this package, which is trained from the
 start for more and more steps. Compared is the time that either takes to the explained variance, on rows that
-nobody has seen, at which the fastest peer ends. The case `codes` encodes and probes without the dense matrix, and
+nobody has seen, at which the fastest peer ends. The case `stacked` trains eight seeds at once and one after the
+other, in turns, and compares what comes out bit by bit. The case `codes` encodes and probes without the dense matrix, and
 `rows` fits and measures more and more rows. `--rows N` does that for N rows alone, without a goal.
 Exits with 1 where a goal is missed; with --quick, whose sizes are too small to judge speed and memory, only where
 an answer is wrong. --fp32 hides bf16 from the products, and the goal is then that of hardware without it.
@@ -24,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -262,6 +264,7 @@ class Setting:
     console: Console
     quick: bool
     bf16: bool  # whether products in bf16 are worth having here
+    device: torch.device  # where the case `stacked` trains; the others are of CPUs
     rows: int | None = None  # instead of the sizes of the case `rows`
 
 
@@ -349,6 +352,60 @@ def fastest(console: Console, size: Size, scaled_nd: Tensor) -> dict[str, float]
     each = {name: 1000 * statistics.median(seconds[1:]) for name, seconds in taken.items()}
     console.print(", ".join(f"{name} {ms:.0f} ms a step" for name, ms in each.items()))
     return each
+
+
+SEEDS = 8
+
+
+def stacked(setting: Setting, name: str) -> Case:
+    """Eight seeds at once beside eight trainings, and one, in turns: features of a small and of a usual backbone."""
+    sizes = (
+        [QUICK] if setting.quick else [Size(1_200, 128, 512, 16, 128, 300), Size(20_000, 512, 4096, 32, 1024, 40)]
+    )
+    table = Table("stacked", "one, s", "eight in turn", "eight at once", "at once / in turn", "at once / one")
+    facts, goals = [], []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(f"{folder}/rows.npy", sparse_features(size, size.rows, 1))
+            rows = TrainingRows(FeatureSet("made", (Path(folder) / "rows.npy",)), None, setting.device)
+            settings = TrainedDictionarySettings(
+                width=size.latents, k=size.k, steps=size.steps, batch_size=size.batch, learning_rate=RATE
+            )
+
+            def train(
+                seeds: list[int], rows: TrainingRows = rows, how: Any = settings
+            ) -> tuple[float, list[TopKSAE]]:
+                watch, members = Stopwatch(), [TopKSAE(how) for _ in seeds]
+                progress.show_on(watch)
+                TopKSAE.fit_together(members, rows, seeds)
+                progress.show_on(None)
+                return watch.seconds, members
+
+            train([0])  # loads what the first call loads
+            taken: dict[str, list[float]] = defaultdict(list)
+            for _ in range(1 if setting.quick else 3):
+                singles = [train([seed]) for seed in range(SEEDS)]
+                together, members = train(list(range(SEEDS)))
+                taken["one"].append(singles[0][0])
+                taken["in turn"].append(sum(seconds for seconds, _ in singles))
+                taken["at once"].append(together)
+        apart = max(
+            float((tensor - alone.state()[key]).abs().max())
+            for member, (_, (alone,)) in zip(members, singles, strict=True)
+            for key, tensor in member.state().items()
+        )
+        median = {what: statistics.median(seconds) for what, seconds in taken.items()}
+        ratios = [median["at once"] / median[what] for what in ("in turn", "one")]
+        shape = f"{size.width} × {size.latents:,}, batch {size.batch}"
+        table.add_row(shape, *(f"{median[w]:.2f}" for w in taken), *(f"{ratio:.2f}" for ratio in ratios))
+        facts.append({**asdict(size), "seconds": taken, "apart": apart})
+        goals.append(Goal(name, f"{shape}: furthest from what training alone gives", apart, 1e-3, answer=True))
+        if setting.device.type == "cuda":
+            goals.append(Goal(name, f"{shape}: eight at once / one", ratios[1], 3.0))
+        else:
+            goals.append(Goal(name, f"{shape}: eight at once / eight in turn", ratios[0], 1.0))
+    setting.console.print(table)
+    return Case({"sizes": facts}, goals)
 
 
 def codes(setting: Setting, name: str) -> Case:
@@ -455,6 +512,7 @@ def _rows(paths: tuple[Path, ...], labels: Ints, latents: int, k: int, n_classes
 
 CASES: dict[str, Callable[[Setting, str], Case]] = {
     **dict.fromkeys(SIZES, training),
+    "stacked": stacked,
     "codes": codes,
     "rows": rows,
 }
@@ -477,12 +535,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.fp32:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"  # read at the first product, here and in other processes
-    names = options.only or (["512x4096", "codes", "rows"] if options.quick else list(CASES))
+    names = options.only or (["512x4096", "stacked", "codes", "rows"] if options.quick else list(CASES))
     names = ["rows"] if options.rows else names
 
     console, load = Console(width=None if sys.stdout.isatty() else 130), busy()
     rates = product_rates()
-    setting = Setting(console, options.quick, rates["bf16"] > 1.5 * rates["fp32"], options.rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting = Setting(console, options.quick, rates["bf16"] > 1.5 * rates["fp32"], device, options.rows)
     products = ", ".join(f"{rate / 1e9:.0f} GF/s in {name}" for name, rate in rates.items())
     console.print(f"{torch.get_num_threads()} threads; products: {products}")
     if load > 0.5:

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from monoeval import bundles
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
+from monoeval.hardware import has_bfloat16
 from monoeval.keys import draw_seed
-from monoeval.products import has_bfloat16
 from monoeval.training import networks
 from monoeval.training.contrastive import info_nce
 from monoeval.training.pretrain import pretrain, warm_cosine

@@ -10,6 +10,7 @@ import torch
 
 import monoeval.suite.frozen as frozen
 from monoeval.adapters.registry import controls_for
+from monoeval.adapters.sae import TopKSAE
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.cli.main import run as command
 from monoeval.errors import UsageError
@@ -134,6 +135,29 @@ def test_each_fit_uses_the_adapter_of_the_best_validation_loss(
     assert "CL 1, swept 2, k 1 1, k 8 1, matched 2" in note
     k = of["swept", "clean", "clean", 0].chosen["k"]
     assert f"k {k} for {sum(row.chosen['k'] == k for row in swept)} scores" in note
+
+
+def test_seeds_and_candidates_on_one_backbone_train_as_one_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[list[int]] = []
+    fit = TopKSAE._fit_stack
+
+    def seen(stack: Any, rows: Any) -> None:
+        stacks.append([member.settings.k for member, _ in stack])
+        fit(stack, rows)
+
+    monkeypatch.setattr(TopKSAE, "_fit_stack", seen)
+    monkeypatch.setattr("monoeval.report.write", lambda _: None)
+    raw, swept = RECIPE["arms"][:2]
+    fields = {**RECIPE, "arms": [raw, swept], "scenarios": ["clean"], "seeds": 3}
+    frozen_one = {"CL": {"model": "test_vit", "weights": "random", "precision": "fp32"}}
+    together = run({**fields, "backbones": frozen_one}, out=tmp_path)
+    assert stacks == [[1, 1, 1, 8, 8, 8]]
+    assert {row.status for row in together.rows} == {"ok"}
+    stacks.clear()
+    run(fields, out=tmp_path)  # each seed has its own features
+    assert stacks == [[1, 8]] * 3
 
 
 def test_margins_by_hand() -> None:

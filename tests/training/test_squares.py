@@ -72,7 +72,7 @@ def test_the_free_memory_decides_where_images_are(monkeypatch):
     images = photos()
     needed = 75 * 3 * 8 * 8
     for copies, free, fits in ((1, 2 * needed, True), (2, 2 * needed, False), (1, 2 * needed - 1, False)):
-        monkeypatch.setattr(module.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        monkeypatch.setattr(module, "free_bytes", lambda _, free=free: free)
         assert fit_into_memory(images, 8, copies) == fits
     pretrain(PretrainSpec(objective="ncl", epochs=1, image_size=8), images, seed=0, device=CPU)
     assert [entry.kind for entry in cache.entries() if entry.kind == "squares"] == ["squares"]

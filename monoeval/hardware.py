@@ -1,4 +1,4 @@
-"""How a solve's matrix products are made: in how many threads, and how precisely."""
+"""What the machine is good for: threads, products in less precision, and the memory that is free."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 WORTHWHILE = 1.5
@@ -34,6 +35,13 @@ def reduced(device: torch.device) -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = before
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where a device computes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 @cache
