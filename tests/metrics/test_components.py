@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from monoeval.metrics.components import Levels, variance_of_mean
 from monoeval.metrics.error_rates import accuracy_interval, relative_error_reduction
-from monoeval.metrics.paired import paired_difference
+from monoeval.metrics.paired import mean_interval, paired_difference
 
 LEVELS = st.builds(Levels, *[st.integers(1, 3)] * 3)
 
@@ -118,7 +118,7 @@ def test_shares_sum_to_one_and_an_axis_without_levels_has_none(levels, seed):
 @given(st.sampled_from(["backbones", "adapters", "draws"]), st.integers(2, 4), st.integers(0, 9))
 def test_one_axis_alone_is_the_two_way_interval(axis, count, seed):
     table = np.random.default_rng(seed).normal(size=(6, count))
-    one, other = paired_difference(table), paired_difference(table, levels=Levels(**{axis: count}))
+    one, other = mean_interval(table), mean_interval(table, levels=Levels(**{axis: count}))
     assert (one.low, one.high, one.unit_share) == (other.low, other.high, other.unit_share)
     assert getattr(other.shares, axis[:-1]) == pytest.approx(other.unit_share)
 

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from monoeval.errors import MonoevalError
-from monoeval.metrics.paired import Interval, holm, paired_difference, verdict
+from monoeval.metrics.paired import Interval, holm, mean_interval, paired_difference, verdict
 
 TABLES = arrays(
     np.float64, st.tuples(st.integers(2, 8), st.integers(1, 4)), elements=st.integers(-8, 8).map(lambda x: x / 8)
@@ -94,8 +94,8 @@ def test_clusters_of_one_row_are_rows_and_order_is_nothing(table, random):
 
 @given(TABLES, st.integers(2, 4))
 def test_copies_of_rows_in_one_cluster_are_one_row(table, copies):
-    one = paired_difference(table)
-    other = paired_difference(np.repeat(table, copies, 0), np.repeat(np.arange(len(table)), copies))
+    one = mean_interval(table)
+    other = mean_interval(np.repeat(table, copies, 0), np.repeat(np.arange(len(table)), copies))
     assert (other.low, other.high) == pytest.approx((one.low, one.high), abs=1e-9)
 
 
@@ -133,8 +133,20 @@ def test_nothing_to_generalise_from():
 def test_rows_that_are_alike_are_never_certain(value, groups):
     alike = np.full((12, 3), value)
     found = paired_difference(alike, np.arange(12) % groups)
-    assert found.high - found.low >= 2 * (1 - 0.025 ** (1 / groups)) - 1e-9
-    assert paired_difference(alike).high - found.mean <= found.high - found.mean + 1e-9  # more rows than clusters
+    assert found.high - found.low == pytest.approx(2 * (1 - 0.025 ** (1 / 12)))
+    assert found == paired_difference(alike)  # they show nothing that clusters have in common
+
+
+def test_a_row_that_differs_is_no_reason_to_be_surer():
+    groups, delta = np.repeat(np.arange(5), 128), np.zeros((640, 3))
+    none = paired_difference(delta, groups)
+    assert none.within(0.01)  # two arms of identical predictions are equivalent, also with five writers
+    for row, unit in ((0, 0), (200, 1), (201, 1), (639, 2)):
+        delta[row, unit] = 1
+        some = paired_difference(delta, groups)
+        assert some.high - some.low >= none.high - none.low - 1e-12
+    delta[::9] = 1  # and where many do, their spread alone decides
+    assert paired_difference(delta) == mean_interval(delta)
 
 
 @pytest.mark.parametrize("units", [3, 5, 10])
