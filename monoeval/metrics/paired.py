@@ -57,11 +57,11 @@ def paired_difference(
 ) -> Interval:
     """`mean_interval` of differences of correctness [R rows, U units], shares in [−1, 1].
 
-    Where no row differs from another, all that is known of rows that do is that they are few: after n rows that are
-    alike, at 97.5 % confidence at most a share of 1 − 0.025^(1/n) is not (Clopper and Pearson, Biometrika 26, 1934),
-    and each may differ by 1. The half-width of a 95 % interval is that bound at least, 3.7/n for many rows: a row
-    or two that do differ are no reason to be surer. Rows count for it, not clusters: rows that are alike show
-    nothing that those of a cluster have in common.
+    Where no row differs from another, all that is known of rows that do is that they are few: after n rows that
+    are alike, at 97.5 % confidence at most a share of 1 − 0.025^(1/n) is not (Clopper and Pearson, Biometrika 26,
+    1934), and each may differ by 1. The half-width of a 95 % interval is that bound at least, 3.7/n for many rows:
+    a row or two that do differ are no reason to be surer. Rows count for it, not clusters: rows that are alike
+    show nothing that those of a cluster have in common.
     """
     delta = np.asarray(delta_ru, dtype=np.float64)
     return mean_interval(delta, groups_r, level, levels, least=_unseen(len(delta)) if len(delta) > 1 else 0.0)
@@ -81,9 +81,9 @@ def mean_interval(
     the two-way analysis of variance Var(mean) = (MS_rows + MS_units − MS_error) / (R·U); `metrics.components` has
     the details. One unit, or units that are all alike, give the one-sample t interval over rows. Simulated
     coverage is 92.5-97 % from three units on, and 87-97 % for two; few clusters have less
-    (`tests/studies/RESULTS.md`; `tests/metrics` repeats a part). With `levels`, units are backbones, their adapters
-    and draws, crossed; coverage is then 93-99 %, but 90-92 % where nearly all that is uncertain is of one kind of
-    which there are two.
+    (`tests/studies/RESULTS.md`; `tests/metrics` repeats a part). With `levels`, units are backbones, their
+    adapters and draws, crossed; coverage is then 93-99 %, but 90-92 % where nearly all that is uncertain is of one
+    kind of which there are two.
 
     `groups_r` [R] names the cluster (writer, video) of each row; rows are then replaced by linearised cluster
     totals t_gu = m_u + (G/R)·Σ_{i in g} (v_iu − m_u), m_u the unit's mean, which for clusters of one row are the

@@ -154,8 +154,18 @@ def _comparison(
         notes.append(f"two seeds: {_FEW}")
     elif gain.units and not gain.varied:
         notes.append("nothing is drawn: test rows only")
-    kind, sentence = ("control", "") if is_control else _judge(scores, name, gain, controls, one_pair)
-    return Comparison(name, gain, controls, kind, sentence, notes=tuple(dict.fromkeys(notes)))
+    unlike = any(_unlike(scores.probe(name), scores.probe(d.against)) for d in (gain, *controls))
+    comparable = not (unlike or one_pair)
+    if is_control:
+        kind, sentence = "control", ""
+    elif unlike:
+        kind, sentence = "no verdict", "Arms of unlike probes are not judged against each other."
+    elif one_pair:
+        why = "One backbone of each kind was compared: that says nothing about how they were pretrained."
+        kind, sentence = "no verdict", why
+    else:
+        kind, sentence = _judge(scores, name, gain, controls)
+    return Comparison(name, gain, controls, kind, sentence, comparable, notes=tuple(dict.fromkeys(notes)))
 
 
 def _of_levels(gain: Difference, levels: Levels) -> list[str]:
@@ -173,18 +183,12 @@ def _of_levels(gain: Difference, levels: Levels) -> list[str]:
     return notes
 
 
-def _judge(
-    scores: Scores, arm: str, gain: Difference, controls: Sequence[Difference], one_pair: bool
-) -> tuple[str, str]:
+def _judge(scores: Scores, arm: str, gain: Difference, controls: Sequence[Difference]) -> tuple[str, str]:
     """The verdict, or why there is none."""
     none = "no verdict"
     if gain.primary.interval is None or any(d.primary.interval is None for d in controls):
         missing = [d.against for d in (gain, *controls) if d.primary.interval is None]
         return none, f"There is no score in common with {', '.join(missing)}."
-    if any(_unlike(scores.probe(arm), scores.probe(d.against)) for d in (gain, *controls)):
-        return none, "Arms of unlike probes are not judged against each other."
-    if one_pair:
-        return none, "One backbone of each kind was compared: that says nothing about how they were pretrained."
     measures = scores.adapter_measures(arm)
     trained, untrained = measures.get("explained_variance"), measures.get("explained_variance_untrained")
     if trained is not None and untrained is not None and trained <= untrained:
@@ -193,24 +197,28 @@ def _judge(
     held = {d.against: d.primary.interval for d in controls if d.primary.interval is not None}
     judged = verdict(gain.primary.interval, held, scores.margin)
     if judged.kind == "beyond the controls":
-        return judged.kind, f"{judged.sentence} {_cause(scores, arm, list(held))}"
+        was_there, cause = _cause(scores, arm, list(held))
+        return judged.kind if was_there else "manipulation failed", f"{judged.sentence} {cause}"
     return judged.kind, judged.sentence
 
 
-def _cause(scores: Scores, arm: str, controls: Sequence[str]) -> str:
-    """Whether what is claimed to help was there: latents more monosemantic than those of every control."""
+def _cause(scores: Scores, arm: str, controls: Sequence[str]) -> tuple[bool, str]:
+    """Whether what is claimed to help was there: latents more monosemantic than those of every control.
+
+    True where it was not measured: then nothing is claimed of a cause.
+    """
     own = scores.monosemanticity(arm)
     more: dict[str, list[float]] = {}
     for name in controls:
         of_control = scores.monosemanticity(name)
         more[name] = [own[unit] - of_control[unit] for unit in own if unit in of_control]
     if not all(more.values()):
-        return "Monosemanticity was not measured, so this speaks of the adapter, not of its cause."
+        return True, "Monosemanticity was not measured, so this speaks of the adapter, not of its cause."
     name, least = min(more.items(), key=lambda item: float(np.mean(item[1])))
     figure = f"top-20 consistency is {signed(float(np.mean(least)))} points against {name}, after chance"
     if all(value > 0 for found in more.values() for value in found):
         seeds = "In every seed its" if len(least) > 1 else "Its"
-        return f"{seeds} latents are more monosemantic than every control's: {figure}."
+        return True, f"{seeds} latents are more monosemantic than every control's: {figure}."
     if np.mean(least) > 0:
-        return f"Its latents are more monosemantic than every control's, but not in every seed: {figure}."
-    return f"Manipulation failed: its latents are not more monosemantic than every control's: {figure}."
+        return True, f"Its latents are more monosemantic than every control's, but not in every seed: {figure}."
+    return False, f"But its latents are not more monosemantic than every control's: {figure}."

@@ -64,6 +64,8 @@ class Comparison:
     kind: str
     """The verdict in two or three words; "control" for an arm that is only there to be compared with."""
     sentence: str
+    comparable: bool = True
+    """Whether the study is one in which the arm could have got a verdict, however its scores came out."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -27,7 +27,7 @@ def summarise(folder: Path) -> Summary:
     """Summarise the run in `folder`; nothing is written.
 
     Intervals are 95 %, by variance components (test rows × seeds) from `metrics.paired`. The family for Holm's
-    adjustment is what the recipe names, or else every gain over a baseline that gets a verdict. Raises UsageError
+    adjustment is what the recipe names, or else every gain over a baseline that is judged. Raises UsageError
     where `folder` is no run, MonoevalError where a file of it is missing or damaged.
     """
     scores = Scores(folder)
@@ -101,11 +101,12 @@ def _plain(value: Any) -> Any:
 def _family(tables: Sequence[Table], named: Sequence[Mapping[str, Any]]) -> list[Difference]:
     """The differences that Holm's adjustment is over.
 
-    What the recipe names counts even where it has no score, so that a failure does not make a family smaller.
+    What it was to be over counts even where it has no score or the adapter was not trained, so that no outcome
+    makes a family smaller.
     """
     comparisons = [(table.scenario, c) for table in tables for c in table.comparisons]
     if not named:
-        return [c.baseline for _, c in comparisons if c.kind not in {"control", "no verdict"}]
+        return [c.baseline for _, c in comparisons if c.is_claim and c.comparable]
     found: dict[int, Difference] = {}
     for member in named:
         for scenario, comparison in comparisons:
@@ -152,10 +153,12 @@ def _notes(
 ) -> list[str]:
     notes = [f"Every comparison here: {'; '.join(everywhere)}."] if everywhere else []
     ways = "random-effects" if scores.crossed else "two-way"
+    over = f"test rows crossed with seeds ({ways} variance components, Satterthwaite degrees of freedom)"
+    if len(scores.units) == 1:
+        over = "test rows only, as there is one seed"
     notes.append(
-        f"Intervals are 95 %, for the mean over test rows crossed with seeds ({ways} variance components, "
-        "Satterthwaite degrees of freedom); differences are paired by test row and draw. “Could see” is the "
-        "smallest true difference, in points, that would have been found with 80 % power."
+        f"Intervals are 95 %, for the mean over {over}; differences are paired by test row and draw. “Could see” "
+        "is the smallest true difference, in points, that would have been found with 80 % power."
     )
     if scores.crossed:
         notes.append(
@@ -169,7 +172,7 @@ def _notes(
         which = (
             f"{family} comparisons that the recipe names as its family"
             if named
-            else f"{family} gains over a baseline that get a verdict here"
+            else f"{family} gains over a baseline that are judged here"
         )
         notes.append(f"Adjusted p is Holm's over the {which}; the verdicts rest on the unadjusted 95 % intervals.")
     if family and any(c.controls for table in tables for c in table.comparisons):

@@ -11,7 +11,13 @@ from monoeval.report.model import Comparison, Summary, Table
 
 _NAMES = 34  # characters for the arms' names
 _MEASURE = 14  # characters for a summary measure, and the widest word of its heading
-_STYLES = {"beyond the controls": "green", "worse": "red", "explained by controls": "yellow", "no verdict": "dim"}
+_STYLES = {
+    "beyond the controls": "green",
+    "worse": "red",
+    "explained by controls": "yellow",
+    "manipulation failed": "yellow",
+    "no verdict": "dim",
+}
 
 
 def render(summary: Summary, width: int = 100, everything: str = "in report.md") -> list[RenderableType]:

@@ -4,7 +4,7 @@ Each training case gives the same rows, batch size, k, AuxK and learning rate to
 overcomplete, finds the fastest of them, and lets it train in turns with this package, which is trained from the
 start for more and more steps. Compared is the time that either takes to the explained variance, on rows that
 nobody has seen, at which the fastest peer ends. The case `stacked` trains eight seeds at once and one after the
-other, in turns, and compares what comes out bit by bit. The case `codes` encodes and probes without the dense matrix, and
+other, in turns, and compares what comes out. The case `codes` encodes and probes without the dense matrix, and
 `rows` fits and measures more and more rows. `--rows N` does that for N rows alone, without a goal.
 Exits with 1 where a goal is missed; with --quick, whose sizes are too small to judge speed and memory, only where
 an answer is wrong. --fp32 hides bf16 from the products, and the goal is then that of hardware without it.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -239,16 +239,16 @@ class Stopwatch:
             self.seconds += time.perf_counter() - started
 
 
-def ours(rows: TrainingRows, size: Size, steps: int) -> tuple[float, TopKSAE]:
-    """Seconds of training, and the adapter."""
+def ours(rows: TrainingRows, size: Size, steps: int, seeds: Sequence[int] = (0,)) -> tuple[float, list[TopKSAE]]:
+    """Seconds of training, and the adapters of all seeds, trained at once."""
     settings = TrainedDictionarySettings(
         width=size.latents, k=size.k, steps=steps, batch_size=size.batch, learning_rate=RATE, aux_weight=AUX
     )
-    watch = Stopwatch()
+    watch, members = Stopwatch(), [TopKSAE(settings) for _ in seeds]
     progress.show_on(watch)
-    adapter = TopKSAE(settings).fit(rows, seed=0)
+    TopKSAE.fit_together(members, rows, seeds)
     progress.show_on(None)
-    return watch.seconds, adapter
+    return watch.seconds, members
 
 
 def through(adapter: Dictionary) -> Callable[[Tensor], Tensor]:
@@ -316,7 +316,7 @@ def training(setting: Setting, name: str) -> Case:
     for share in SHARES:
         seconds, _ = timed(peer.steps, list(itertools.islice(batches, size.steps // len(SHARES))))
         spent += seconds
-        seconds, adapter = ours(rows, size, steps := round(share * size.steps))
+        seconds, (adapter,) = ours(rows, size, steps := round(share * size.steps))
         trained.append(show("ours", steps, seconds, through(adapter)))
     reached = show(best, size.steps, spent, theirs)
     setting.console.print(table)
@@ -354,56 +354,42 @@ def fastest(console: Console, size: Size, scaled_nd: Tensor) -> dict[str, float]
     return each
 
 
-SEEDS = 8
+STACK = range(8)
+STACKED = (Size(1_200, 128, 512, 16, 128, 200), Size(20_000, 512, 4096, 32, 1024, 40))
+"""Features of a small backbone, where operations are too small for the machine, and of a usual one."""
 
 
 def stacked(setting: Setting, name: str) -> Case:
-    """Eight seeds at once beside eight trainings, and one, in turns: features of a small and of a usual backbone."""
-    sizes = (
-        [QUICK] if setting.quick else [Size(1_200, 128, 512, 16, 128, 300), Size(20_000, 512, 4096, 32, 1024, 40)]
-    )
+    """Eight seeds at once beside eight trainings one after the other, in turns."""
     table = Table("stacked", "one, s", "eight in turn", "eight at once", "at once / in turn", "at once / one")
     facts, goals = [], []
-    for size in sizes:
+    for size in [QUICK] if setting.quick else STACKED:
         with tempfile.TemporaryDirectory() as folder:
             np.save(f"{folder}/rows.npy", sparse_features(size, size.rows, 1))
             rows = TrainingRows(FeatureSet("made", (Path(folder) / "rows.npy",)), None, setting.device)
-            settings = TrainedDictionarySettings(
-                width=size.latents, k=size.k, steps=size.steps, batch_size=size.batch, learning_rate=RATE
-            )
-
-            def train(
-                seeds: list[int], rows: TrainingRows = rows, how: Any = settings
-            ) -> tuple[float, list[TopKSAE]]:
-                watch, members = Stopwatch(), [TopKSAE(how) for _ in seeds]
-                progress.show_on(watch)
-                TopKSAE.fit_together(members, rows, seeds)
-                progress.show_on(None)
-                return watch.seconds, members
-
-            train([0])  # loads what the first call loads
+            ours(rows, size, 2)  # loads what the first call loads
             taken: dict[str, list[float]] = defaultdict(list)
             for _ in range(1 if setting.quick else 3):
-                singles = [train([seed]) for seed in range(SEEDS)]
-                together, members = train(list(range(SEEDS)))
-                taken["one"].append(singles[0][0])
-                taken["in turn"].append(sum(seconds for seconds, _ in singles))
+                alone = [ours(rows, size, size.steps, [seed]) for seed in STACK]
+                together, members = ours(rows, size, size.steps, STACK)
+                taken["one"].append(alone[0][0])
+                taken["in turn"].append(sum(seconds for seconds, _ in alone))
                 taken["at once"].append(together)
         apart = max(
-            float((tensor - alone.state()[key]).abs().max())
-            for member, (_, (alone,)) in zip(members, singles, strict=True)
+            float((tensor - by_itself.state()[key]).abs().max())
+            for member, (_, (by_itself,)) in zip(members, alone, strict=True)
             for key, tensor in member.state().items()
         )
         median = {what: statistics.median(seconds) for what, seconds in taken.items()}
-        ratios = [median["at once"] / median[what] for what in ("in turn", "one")]
+        to_turns, to_one = (median["at once"] / median[what] for what in ("in turn", "one"))
         shape = f"{size.width} × {size.latents:,}, batch {size.batch}"
-        table.add_row(shape, *(f"{median[w]:.2f}" for w in taken), *(f"{ratio:.2f}" for ratio in ratios))
+        table.add_row(shape, *(f"{s:.2f}" for s in median.values()), f"{to_turns:.2f}", f"{to_one:.2f}")
         facts.append({**asdict(size), "seconds": taken, "apart": apart})
         goals.append(Goal(name, f"{shape}: furthest from what training alone gives", apart, 1e-3, answer=True))
         if setting.device.type == "cuda":
-            goals.append(Goal(name, f"{shape}: eight at once / one", ratios[1], 3.0))
+            goals.append(Goal(name, f"{shape}: eight at once / one", to_one, 3.0))
         else:
-            goals.append(Goal(name, f"{shape}: eight at once / eight in turn", ratios[0], 1.0))
+            goals.append(Goal(name, f"{shape}: eight at once / eight in turn", to_turns, 1.0))
     setting.console.print(table)
     return Case({"sizes": facts}, goals)
 

@@ -165,6 +165,30 @@ def test_one_level_that_one_seed_lacks_gives_way_rather_than_the_seed(run_folder
     assert primary.remarks == ("on 2 of 3 levels, without symmetric 0.2",)
 
 
+def test_an_outcome_makes_no_family_smaller(run_folder: Make) -> None:
+    """Two claims, one of which has no score: Holm's adjustment is over both."""
+    run = run_folder([PAIR[0], PAIR[1], {**PAIR[1], "name": "other"}], ["clean"], seeds=2)
+    run.test("t", [str(i) for i in range(400)], np.zeros(400, dtype=np.int64))
+    for seed in (0, 1):
+        run.score("raw", np.arange(400) < 200, backbone_seed=seed)
+        run.score("sae", np.arange(400) < 216, backbone_seed=seed, adapter_seed=seed)
+    (gain,) = [c.baseline for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae"]
+    assert gain.primary.interval is not None
+    assert gain.adjusted_p == pytest.approx(2 * gain.primary.interval.p_value)
+    assert gain.adjusted_p < 1
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_seed_says_test_rows_only_also_without_a_comparison(run_folder: Make, seeds: int) -> None:
+    run = run_folder(ARMS[:1], ["clean"], seeds=seeds)
+    run.test("t", IDS, LABELS)
+    for seed in range(seeds):
+        run.score("raw", bits("1100"), backbone_seed=seed)
+    said = " ".join(summarise(run.folder).notes)
+    assert ("test rows only, as there is one seed" in said) == (seeds == 1)
+    assert ("crossed with seeds" in said) == (seeds == 2)
+
+
 def test_an_arm_that_never_ran_is_shown(run_folder: Make) -> None:
     run = run_folder(ARMS, ["clean"], seeds=1)
     run.test("t", IDS, LABELS)
@@ -383,7 +407,7 @@ def test_a_damaged_sidecar_is_named(full_study: RunFolder) -> None:
         ((0.2, 0.2), "In every seed its latents are more monosemantic than every control's"),
         ((0.2, 0.2), "top-20 consistency is +40.0 points against random, after chance"),
         ((0.2, 0.7), "every control's, but not in every seed: top-20 consistency is +15.0 points"),
-        ((0.5, 0.9), "Manipulation failed: its latents are not more monosemantic"),
+        ((0.5, 0.9), "But its latents are not more monosemantic"),
         (None, "Monosemanticity was not measured"),
     ],
 )
@@ -405,7 +429,7 @@ def test_a_cause_is_claimed_only_where_it_was_there(run_folder: Make, of_control
             seeds = {"backbone_seed": seed, "adapter_seed": None if arm == "raw" else seed}
             run.score(arm, np.arange(400) < right, adapter=measured, **seeds)
     comparison = next(c for c in summarise(run.folder).tables[0].comparisons if c.arm == "sae")
-    assert comparison.kind == "beyond the controls"
+    assert comparison.kind == ("manipulation failed" if of_control == (0.5, 0.9) else "beyond the controls")
     assert said in comparison.sentence
 
 

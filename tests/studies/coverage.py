@@ -34,6 +34,7 @@ SHAPES = {
     "450 rows": (450, 0),
     "450 rows, 45 clusters": (450, 45),
     "450 rows, 12 clusters": (450, 12),
+    "640 rows, 5 clusters": (640, 5),  # the digits' test set, by five writers
 }
 
 
