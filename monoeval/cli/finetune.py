@@ -29,6 +29,7 @@ def finetune(
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
     domain_column: o.DomainColumn = None,
+    group_column: o.GroupColumn = None,
     domains: o.Domains = None,
     split: o.Split = None,
     weights: o.Weights = "pretrained",
@@ -64,7 +65,7 @@ def finetune(
     study = changed(
         study,
         name="finetune-" + "+".join(o.short(m) for m in models),
-        data=o.data_spec(data, image_column, label_column, split, domain_column, domains),
+        data=o.data_spec(data, image_column, label_column, split, domain_column, domains, group_column),
         target=[DataSpec(name=name) for name in o.split_commas(target)],
         scenarios=o.split_commas(scenario),
         select_on=select_on,

@@ -132,11 +132,22 @@ def _grouped(labels: Ints, n_folds: int, groups: Ints, seed: int) -> NDArray[np.
     return fold
 
 
-def held_out(labels: Ints, ids: NDArray[np.str_]) -> tuple[Ints, Ints]:
+def held_out(labels: Ints, ids: NDArray[np.str_], groups: NDArray[np.str_] | None = None) -> tuple[Ints, Ints]:
     """Train and test rows, sorted, of a source without a test split: 30 % of each class by a hash of the id.
 
-    A class keeps at least one training row; which rows are held out does not depend on their order.
+    A class keeps at least one training row; which rows are held out does not depend on their order. With `groups`
+    [N], whole groups are held out, in the order of a hash of their names, each that keeps them at 30 % of all rows
+    at most; of classes nothing is promised.
     """
+    if groups is not None:
+        names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        outside, room = [], HELD_OUT * len(groups)
+        for one in np.argsort([draw_seed("held-out", str(name)) for name in names]):
+            if sizes[one] <= room:
+                outside.append(one)
+                room -= sizes[one]
+        is_test = np.isin(group, outside)
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
     train, test = [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
