@@ -1,6 +1,7 @@
 """Studies that change training labels or rows: what is planned, what the ledger says, and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     assert again.made == 0
     rows: dict[str, list[Row]] = {}
     for row in made.rows:
-        rows.setdefault(row.protocol, []).append(row)
+        rows.setdefault(re.sub(r"said\.txt-[0-9a-f]{6}@", "said.txt@", row.protocol), []).append(row)
     return made.folder, rows
+
+
+def test_scores_of_another_run_are_taken_over_under_the_ids_of_this_one(
+    study: tuple[Path, dict[str, list[Row]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, rows = study
+    monkeypatch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("monoeval.report.write", lambda _: None)
+    labels = load_data(load_recipe(recipe("clean")).data.model_copy(update={"limit": None})).train.labels
+    (tmp_path / "said.txt").write_text("\n".join(map(str, np.where(labels == 4, 8, labels))))
+    noise = {**NOISE, "kinds": ["human"], "file": str(tmp_path / "said.txt"), "map": None}
+    clean, noisy = run(recipe(noise, arms=[{"name": "CL", "backbone": "CL"}]), out=folder).rows
+    before = rows["label-noise/human/said.txt@0"][0]
+    assert (clean.key, clean.accuracy) == (before.key, before.accuracy)
+    assert clean.protocol != before.protocol
+    assert clean.protocol.removesuffix("@0") == noisy.protocol.removesuffix("@1")
 
 
 def test_every_kind_is_scored_with_what_it_did(study: tuple[Path, dict[str, list[Row]]]) -> None:
