@@ -182,6 +182,48 @@ def test_select_on_replaces_that_of_the_recipe() -> None:
         changed(load_recipe(recipe("clean")), select_on="clean-val")
 
 
+CLEAN_VAL = {"name": "label-noise", "rates": [0.4], "select_on": "clean-val"}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        "paper-cached",
+        "paper",
+        {"kind": "logistic", "l2": [0.01]},
+        {"kind": "gce", "l2": [0.01, 0.01]},
+        {"kind": "knn", "neighbours": [5]},
+    ],
+)
+def test_an_oracle_of_a_probe_that_tunes_nothing_is_refused(probe: object) -> None:
+    with pytest.raises(UsageError, match=r"tunes nothing: leave out --select-on clean-val, or choose a probe"):
+        make_plan(load_recipe(recipe(CLEAN_VAL, probe=probe)))
+    made = changed(load_recipe(recipe({**CLEAN_VAL, "select_on": "noisy-val"}, probe=probe)))
+    with pytest.raises(UsageError, match="tunes nothing"):
+        make_plan(changed(made, select_on="clean-val"))
+    tuned = {"name": "tuned", "backbone": "CL", "probe": "logistic"}  # one that does see the oracle is enough
+    make_plan(load_recipe(recipe(CLEAN_VAL, probe=probe, arms=[{"name": "CL", "backbone": "CL"}, tuned])))
+
+
+@pytest.mark.parametrize("rates", [[1e-3], [1e-3, 1e-2]])
+def test_an_oracle_of_a_finetuning_has_a_rate_to_choose(rates: list[float]) -> None:
+    probe = {"kind": "finetune", "learning_rates": rates}
+    asked = recipe(CLEAN_VAL, arms=[{"name": "CL", "backbone": "CL", "probe": probe}])
+    if len(rates) > 1:
+        make_plan(load_recipe(asked))
+        return
+    with pytest.raises(UsageError, match="finetune tunes nothing"):
+        make_plan(load_recipe(asked))
+
+
+def test_an_oracle_may_choose_an_adapter_or_what_ridge_and_means_are_scaled_by() -> None:
+    swept = {"name": "sae", "backbone": "CL", "method": "sae", "params": {"k": [4, 8]}, "baseline": "CL"}
+    arms = [{"name": "CL", "backbone": "CL"}, swept]
+    make_plan(load_recipe(recipe(CLEAN_VAL, probe={"kind": "logistic", "l2": [0.01]}, arms=arms)))
+    for kind in ("ridge", "ncm"):
+        make_plan(load_recipe(recipe(CLEAN_VAL, probe={"kind": kind})))
+
+
 def test_the_oracle_fits_noisy_labels_and_is_tuned_on_clean_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +281,7 @@ def test_wrong_settings_are_a_sentence_before_anything_runs(scenario: str, says:
     [
         (("--scenario", "clean", "--select-on", "clean-val"), "add --scenario label-noise"),
         (("--select-on", "clean"), "clean-val"),
+        (("--select-on", "clean-val", "--probe", "paper-cached"), "paper-cached tunes nothing: leave out"),
         (("--recipe", "r.yaml"), "'seven', which digits has not"),
     ],
 )
