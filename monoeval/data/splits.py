@@ -81,8 +81,8 @@ def long_tail(labels: Ints, class_names: Sequence[str], ratio: float, draw: int)
     if not counts.all():
         raise UsageError(
             f"An imbalance of {ratio:g} leaves class {class_names[order[-1]]!r} without a training row, as the "
-            f"largest has {n_max}: add images, or ask for less in a recipe, for example "
-            f"{{name: imbalance, ratios: [{max(1, n_max):g}]}}."
+            f"largest has {n_max}: add images, or ask in a recipe for no more than the {sizes.min()} rows of the "
+            f"smallest class, which go in every order: {{name: imbalance, ratios: [{sizes.min()}]}}."
         )
     taken = [
         _shuffled(np.flatnonzero(labels == c), class_names[c], draw)[:count]
