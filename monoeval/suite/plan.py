@@ -33,6 +33,8 @@ from monoeval.suite.units import Unit
 from monoeval.training.keys import pretrained_key
 
 log = logging.getLogger("monoeval")
+_NAMED = 20
+"""Classes that a sentence names before it only counts."""
 SCHEMA = 5
 """Raised whenever equal specifications would give other scores than before."""
 
@@ -309,12 +311,15 @@ def check(trial: Trial) -> None:
     if trial.test.shared_with is not None and trial.test.data != trial.data:
         source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
         also = same_classes(source, target)
-        for here, alone in (
-            (trial.data, [name for name in source if name not in shared]),
-            (trial.test.data, [name for name in target if not set(also.get(name, ())) & set(shared)]),
+        for here, every, alone in (
+            (trial.data, source, [name for name in source if name not in shared]),
+            (trial.test.data, target, [name for name in target if not set(also.get(name, ())) & set(shared)]),
         ):
             if alone:
-                log.warning("Classes of %s alone are not scored under ood: %s.", here.label, _some(alone))
+                log.warning(
+                    "Classes of %s alone are not scored under ood, %d of %d: %s.",
+                    here.label, len(alone), len(every), _some(alone),
+                )  # fmt: skip
 
 
 def _overlap(trial: Trial) -> bool:
@@ -399,7 +404,8 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    """All of `names` up to `_NAMED`; of more the first, and how many there are."""
+    return ", ".join(names[:_NAMED]) + (f", … ({len(names)} in all)" if len(names) > _NAMED else "")
 
 
 def _same_classes(trial: Trial) -> list[Mapping[str, tuple[str, ...]]]:
