@@ -28,7 +28,7 @@ class FinetuneSpec(Spec):
     """Of AdamW; where there are several, the one of least validation log-loss, chosen anew for every trial."""
     head_factor: Rate = 10.0
     """How much faster the classifier learns, which starts from zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     rank: Annotated[int, Field(ge=1)] = 8
     """Latents between the two factors of a low-rank change."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.7

@@ -188,6 +188,50 @@ def test_how_it_goes_is_said_from_unseen_images_and_changes_no_bit(caplog):
         assert re.search(r"linear probe \d+\.\d %, nearest class mean .* \(on 60 images of others", line)
 
 
+@pytest.mark.parametrize("rate", [1e15, 1e30, 3e38])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_the_last_step_broke_are_written_nowhere(rate, epochs):
+    """After it no loss is looked at; and at 1e15 the weights themselves are finite."""
+    fields = {**TINY, "epochs": epochs, "batch_size": 36, "learning_rate": rate}
+    spec, images = PretrainSpec(objective="simclr", **fields), squares()
+    sentence = rf"^The simclr weights give no finite loss after step 1 of {epochs}: lower learning_rate \(now "
+    with pytest.raises(MonoevalError, match=sentence) as failed:
+        pretrain(spec, images, seed=0, device=CPU, checkpoint_seconds=0, watched=True)
+    assert "kept" not in str(failed.value)
+    folder = pretrained_folder(spec, images.fingerprint, len(images), 0)
+    assert not folder.exists()
+    assert not resume.checkpoint_of(folder).exists()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "temperature", "density"])
+def test_settings_are_finite(name):
+    with pytest.raises(ValueError, match="should be a finite number"):
+        PretrainSpec(objective="simclr", **{name: float("inf")})
+
+
+@pytest.mark.parametrize(
+    "error", [MonoevalError("one of them is damaged."), RuntimeError("no room"), MemoryError()]
+)
+def test_what_watching_meets_ends_no_training_and_changes_no_bit(error, caplog, monkeypatch):
+    spec, images = PretrainSpec(objective="ncl", **{**TINY, "epochs": 2}), squares(48)
+    folder = pretrain(spec, images, seed=0, device=CPU)
+    weights = (folder / "backbone.safetensors").read_bytes()
+    shutil.rmtree(folder)
+
+    def failing(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:  # while the network is in evaluation mode
+        patched.setattr(module, "watch", failing)
+        pretrain(spec, images, seed=0, device=CPU, watched=True)
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+    shutil.rmtree(folder)
+    unseen = replace(squares(60), read=failing)
+    pretrain(spec, images, seed=0, device=CPU, watched=True, unseen=unseen)
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+    assert caplog.text.count("could not be measured") == 4
+
+
 def test_a_full_disk_silences_what_is_said_and_ends_no_training(caplog, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
