@@ -19,10 +19,10 @@ class LowRank(nn.Module):
     a non-negative, sparsifying activation between the factors, here a ReLU, so that each of the r latents adds
     its direction where it is active and nothing elsewhere. U starts at zero: nothing is changed before training.
 
-    Some modules read the weight of their linear layers and never call them (timm's attention of BEiT, EVA and Swin
-    V2; torch's encoder layers in evaluation). `weight` gives them the changed one, so that gradients reach both
-    factors there too; a change with act is none of the weight, and asking for it is a UsageError that names `alike`:
-    the paths of all layers that such modules have in the same place.
+    Some modules read the weight of their linear layers and never call them (timm's attention of BEiT, EVA and
+    Swin V2; torch's encoder layers in evaluation). `weight` gives them the changed one, so that gradients reach
+    both factors there too; a change with act is none of the weight, and asking for it is a UsageError that names
+    `alike`: the paths of all layers that such modules have in the same place.
     """
 
     def __init__(self, frozen: nn.Linear, rank: int, non_negative: bool, alike: Sequence[str] = ()) -> None:
@@ -76,9 +76,9 @@ def insert(
 ) -> list[LowRank]:
     """Freeze `module`, put a `LowRank` in place of each of its linear layers, and return these.
 
-    Layers inside torch's own attention, whose weights are no layers but for the last, stay as they are, and so does
-    everything under `skip`. Raises UsageError where there is no layer to change; `name` is what it calls
-    the model.
+    What is inside torch's own attention, whose first weights belong to no layer, stays as it is, and so does
+    everything under `skip`. Raises UsageError where there is no layer to change; `name` is what it calls the
+    model.
     """
     module.requires_grad_(False)
     made = []
@@ -102,8 +102,8 @@ def insert(
 
 @torch.no_grad()
 def activity(layers: list[LowRank], run: nn.Module, batch: Tensor) -> float | None:
-    """The mean share of latents that are not zero when `run` sees `batch`, over layers that it calls; None where it
-    calls none of them."""
+    """The mean share of latents that are not zero when `run` sees `batch`, over layers that it calls; None where
+    it calls none of them."""
     shares: list[float] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:

@@ -80,8 +80,9 @@ def pretrain(
     weights are those of one process up to rounding, and those of networks with dropout up to its masks.
 
     Raises MonoevalError where the loss or the weights are not finite (the last checkpoint stays; what is not
-    finite is never written) or memory or disk run out, UsageError where there are fewer than two images, less than two classes for a supervised objective,
-    and for several processes a batch of less than one image each, or batch norm on a CPU.
+    finite is never written) or memory or disk run out, UsageError where there are fewer than two images, less
+    than two classes for a supervised objective, and for several processes a batch of less than one image each, or
+    batch norm on a CPU.
 
     What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe
     reaches 97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
@@ -354,8 +355,8 @@ class _Training:
     def _check_weights(self, checkpoint: Path) -> None:
         """Raise MonoevalError where the last step left weights, or a loss of them, that are not finite.
 
-        A loss is checked before the step that it leads to, so nothing else has looked at these. Weights may also be
-        finite and so large that what they give is not; of that nothing is drawn, and no statistics are moved.
+        A loss is checked before the step that it leads to, so nothing else has looked at these. Weights may also
+        be finite and so large that what they give is not. Nothing is drawn for this, and no statistics are moved.
         """
         training = self.network.training
         self.network.eval()
