@@ -1,6 +1,6 @@
 """The contract of the backbone room: how a recipe names a backbone."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,20 @@ class PretrainSpec(Spec):
             advice = f"did you mean {near!r}?" if near else "give tiny, or a timm name such as resnet18."
             raise UsageError(f"There is no network named {network!r} to pretrain: {advice}")
         return {**LARGER, **given}
+
+    @model_validator(mode="after")
+    def _of_some_effect(self) -> Self:
+        """Refuse what would change nothing but the key; the defaults of the network are written in resolved
+        recipes, so they stay."""
+        if self.network == "tiny" and self.stem != "auto":
+            raise ValueError("stem is of the ResNets of timm: leave it out, or choose a network such as resnet18")
+        usual = self.network != "tiny" and LARGER["normalise_first"]
+        if self.objective in ("simclr", "supcon") and not self.density and self.normalise_first != usual:
+            raise ValueError(
+                f"normalise_first changes nothing for {self.objective} without density, as its rows are not "
+                "rectified: leave it out"
+            )
+        return self
 
 
 LARGER: dict[str, Any] = {

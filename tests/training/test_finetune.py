@@ -238,6 +238,22 @@ def test_a_training_depends_on_its_task_and_seed_alone() -> None:
     assert torch.equal(made.logits(made.pixels), first)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_whole_images_are_trained_on_as_they_are_or_mirrored(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, task = finetuner(tiny_network(), crop=1, flip=flip)
+    seen: list[Tensor] = []
+    normal = Finetuner._normal
+    monkeypatch.setattr(Finetuner, "_normal", lambda self, x: (seen.append(x), normal(self, x))[1])
+    made.fit(task, seed=0)
+    views = torch.cat(seen[1:-1])  # without those of the scale and of the latents
+    whole = made.pixels[:40].float() / 255
+    mirrored = whole.flip(3)
+    as_is = (views[:, None] == whole).flatten(2).all(2).any(1)
+    turned = (views[:, None] == mirrored).flatten(2).all(2).any(1)
+    assert (as_is | turned).all()
+    assert turned.float().mean().item() == pytest.approx(0.5 if flip else 0, abs=0.15)
+
+
 def test_dropout_is_drawn_from_the_seed_too() -> None:
     network = tiny_network()
     dropping = nn.Sequential(network.module, nn.Dropout(0.5))
