@@ -38,6 +38,7 @@ def pretrain(*arguments: str) -> str:
         (("--params", "width=many"), "width cannot be 'many'"),
         (("--params", "optimiser=adam"), "optimiser cannot be 'adam'"),
         (("--params", "crop=2"), "crop cannot be '2'"),
+        (("--params", "stem=cifar"), "^stem is of the ResNets of timm: leave it out, or choose a network such as"),
         (("--params", "learning_rate=inf"), "learning_rate cannot be 'inf': input should be a finite number"),
     ],
 )

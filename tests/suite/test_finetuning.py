@@ -23,6 +23,7 @@ from monoeval.report.summary import summarise
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.suite.changes import changed, finetuning
 from monoeval.suite.forecast import forecast
+from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
@@ -152,6 +153,34 @@ def test_baselines_differ_from_their_arm_in_one_thing() -> None:
     }
 
 
+def test_settings_are_those_of_every_arm_and_a_rank_of_those_that_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr("monoeval.cli.finetune.show_plan", lambda study, *_: seen.append(study))
+    options = ["--objective", "ce", "--adapt", "full,lora", "--params", "rank=4,batch_size=32,flip=true"]
+    CliRunner().invoke(app, ["finetune", "--model", "test_vit", "--dry-run", *options], catch_exceptions=False)
+    made = {arm.probe.adapt: arm.probe for arm in seen[0].arms if isinstance(arm.probe, FinetuneSpec)}
+    assert {(p.batch_size, p.flip) for p in made.values()} == {(32, True)}
+    assert (made["full"].rank, made["lora"].rank) == (8, 4)
+
+
+def test_views_that_became_others_have_another_key() -> None:
+    """Mirrored views of whole images were jittered in their aspect ratio; all other settings keep their keys."""
+
+    def keys(**fields: object) -> set[str]:
+        arms = [{"name": "ce", "backbone": "vit", "probe": {**SETTINGS, **fields}}]
+        groups = make_plan(load_recipe({**STUDY, "seeds": 1, "arms": arms, "scenarios": ["clean"]})).groups
+        return {key for group in groups for key in group.keys}
+
+    with pytest.MonkeyPatch.context() as patch:
+        now = [keys(), keys(crop=1), keys(flip=True), keys(crop=1, flip=True)]
+        patch.setattr("monoeval.suite.plan.FinetuneSpec", type(None))  # as if none were marked
+        before = [keys(), keys(crop=1), keys(flip=True), keys(crop=1, flip=True)]
+    assert now[:3] == before[:3]
+    assert now[3] != before[3]
+
+
 def test_without_lora_a_non_negative_monolora_is_held_against_its_cross_entropy() -> None:
     recipe = finetuning(
         [BackboneSpec(model="m")], objectives=["ce", "nce"], adapts=["full", "monolora"], settings={}
@@ -225,6 +254,10 @@ def test_the_command_reads_domains_and_an_oracle_as_a_suite_does(monkeypatch: py
         (["--model", "test_vit", "--adapt", "half"], "should be 'full', 'lora' or 'monolora'"),
         (["--model", "test_vit", "--learning-rate", "0"], "should be greater than 0"),
         (["--model", "test_vit", "--learning-rate", "fast"], "should be a valid number"),
+        (["--model", "test_vit", "--params", "rank=4"], "rank is of low-rank changes: leave it out, or"),
+        (["--model", "test_vit", "--params", "crop=2"], "crop: input should be less than or equal to 1"),
+        (["--model", "test_vit", "--params", "corp=1"], "no setting named 'corp': did you mean 'crop'"),
+        (["--model", "test_vit", "--params", "flip"], "written as NAME=VALUE, for example batch_size=32"),
         (["--model", "test_resnet", "--weights", "random", "--image-size", "32", "--adapt", "lora"],
          "has no linear layers for lora to change: finetune all of it, with adapt: full."),
     ],
