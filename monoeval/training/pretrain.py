@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from monoeval import bundles, progress
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet, Ints
-from monoeval.errors import MonoevalError, UsageError, enough_memory
+from monoeval.errors import MonoevalError, UsageError, enough_memory, smaller_batch
 from monoeval.files import locked
 from monoeval.keys import draw_seed
 from monoeval.products import has_bfloat16
@@ -58,6 +58,7 @@ def pretrain(
     unseen: ImageSet | None = None,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     on_disk: bool | None = None,
+    batch_option: str = "--batch-size {}",
 ) -> Path:
     """Train `spec.network` on `images`, and return the folder that holds it; simclr and ncl ignore labels.
 
@@ -78,6 +79,8 @@ def pretrain(
     All of several `processes` call this with the same arguments, but for the device. Each holds all images, or
     maps the one file, and trains on its share of every batch; the first alone reads and writes networks. The
     weights are those of one process up to rounding, and those of networks with dropout up to its masks.
+
+    `batch_option` is how errors ask for a smaller batch: of a recipe by its setting, which is no option there.
 
     Raises MonoevalError where the loss or the weights are not finite (the last checkpoint stays; what is not
     finite is never written) or memory or disk run out, UsageError where there are fewer than two images, less
@@ -108,7 +111,11 @@ def pretrain(
             return folder
         if folder.exists():
             log.warning("The pretrained network in %s is damaged and is trained again.", folder)
-        with enough_memory(f"batches of {batch} images", f"try --batch-size {max(2, batch // 2)}"):
+        size, smaller = (
+            spec.image_size,
+            smaller_batch(batch, batch_option, "lower image_size or choose --device cpu"),
+        )
+        with enough_memory(f"batches of {batch} images of {size} pixels", smaller):
             if on_disk is None:
                 on_disk = processes.from_first(
                     lambda: not fit_into_memory(images, spec.image_size, processes.here)

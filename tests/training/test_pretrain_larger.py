@@ -15,6 +15,9 @@ from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.suite.frozen import located
+from monoeval.suite.plan import make_plan
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.training import keys, networks, resume
 from monoeval.training import pretrain as module
 from monoeval.training.keys import STEM, pretrained_folder, pretrained_key
@@ -313,7 +316,7 @@ def test_whether_statistics_are_taken_anew_is_in_the_key_of_short_trainings(monk
     assert before[1] == after[1] == after[0]
 
 
-def test_wrong_use_is_one_sentence(monkeypatch):
+def test_wrong_use_is_one_sentence():
     images = squares()
     alone = replace(images, labels=np.zeros(36, np.int64))
     for objective in ("supcon", "nscl"):
@@ -322,12 +325,46 @@ def test_wrong_use_is_one_sentence(monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'resnet18'"):
         PretrainSpec(objective="ncl", network="resnet81")
 
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_a_batch_that_memory_has_no_room_for_is_halved_while_it_can_be(error, monkeypatch):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(module._Training, "_loss", full)
-    with pytest.raises(MonoevalError, match="batches of 16 images: try --batch-size 8"):
-        pretrain(PretrainSpec(objective="simclr", **TINY), images, seed=0, device=CPU)
+    spec, images = PretrainSpec(objective="simclr", **TINY), squares()
+    with pytest.raises(
+        MonoevalError, match="batches of 16 images of 8 pixels: try --batch-size 8, or lower image"
+    ):
+        pretrain(spec, images, seed=0, device=CPU)
+    least = spec.model_copy(update={"batch_size": 2})
+    with pytest.raises(MonoevalError, match=r"batches of 2 images of 8 pixels: lower image_size or choose --dev"):
+        pretrain(least, images, seed=0, device=CPU)
+
+
+def test_a_recipe_is_told_which_of_its_settings_makes_batches_smaller(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module._Training, "_loss", full)
+    backbones = {"CL": {"pretrain": {"objective": "simclr", "batch_size": 16}}}
+    recipe = {"backbones": backbones, "arms": [{"name": "a", "backbone": "CL"}], "scenarios": ["clean"],
+              "data": {"name": "digits", "limit": 40}}  # fmt: skip
+    (group,) = make_plan(load_recipe({**recipe, "seeds": 1})).groups
+    with pytest.raises(MonoevalError, match="try batch_size: 8 under pretrain of CL in the recipe, or") as failed:
+        located(group, "cpu")
+    assert "--batch-size" not in str(failed.value)
 
 
 def test_settings_that_came_later_left_the_keys_of_the_first_networks_as_they_were():
