@@ -1,6 +1,7 @@
 """The finetuning learner in a study: what its scores are, how arms are told apart, and its wrong inputs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.resolve import resolve
 from monoeval.backbones.sources import build
 from monoeval.backbones.spec import BackboneSpec
@@ -28,6 +30,7 @@ from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.training.finetune import Finetuner, Training
+from monoeval.training.pictures import Pictures
 from monoeval.training.settings import FinetuneSpec
 
 DATA = {"name": "digits", "limit": 60}
@@ -109,6 +112,50 @@ def test_images_that_no_trial_trains_on_are_not_held(tmp_path: Path, monkeypatch
     square = build(resolve(spec), spec, 0).preprocess.image
     expected = [square(data.read(int(row))).mean() for row in rows[np.argsort(data.labels[rows])]]
     np.testing.assert_allclose(means, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["__init__", "fit", "logits"])
+def test_where_memory_runs_out_a_smaller_batch_is_named(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(Finetuner, where, full)
+    for batch_size, advice in (
+        (16, "try batch_size=8, or give a smaller --image-size"),
+        (2, "give a smaller --im"),
+    ):
+        arms = [{"name": "ce", "backbone": "vit", "probe": {**SETTINGS, "batch_size": batch_size, "epochs": 1}}]
+        study = {**STUDY, "seeds": 1, "arms": arms, "scenarios": ["clean"]}
+        (row,) = run(study, out=tmp_path / str(batch_size)).failed
+        assert row.error is not None
+        assert "not enough memory for finetuning test_vit" in row.error
+        assert f"in batches of {batch_size} images: {advice}" in row.error
+
+
+def test_each_image_is_decoded_once_for_all_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+    decoded: list[int] = []
+    prepare = Preprocess.image
+    monkeypatch.setattr(Preprocess, "image", lambda self, *a, **k: (decoded.append(1), prepare(self, *a, **k))[1])
+    study = {**STUDY, "arms": [{**arm, "probe": {**arm["probe"], "epochs": 1}} for arm in STUDY["arms"]]}
+    expected = None
+    for room, count in ((2**40, 120), (0, 1440)):
+        memory = SimpleNamespace(available=room)
+        monkeypatch.setattr(
+            "monoeval.training.pictures.psutil", SimpleNamespace(virtual_memory=lambda m=memory: m)
+        )
+        monkeypatch.setattr("monoeval.suite.finetune.PICTURES", Pictures())
+        decoded.clear()
+        made = run(study, out=tmp_path / str(room))
+        assert not made.failed
+        assert len(decoded) == count
+        scores = [(row.key, row.accuracy, row.log_loss) for row in made.rows]
+        assert expected in (None, scores)
+        expected = scores
 
 
 def test_a_dry_run_counts_trainings_and_no_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
