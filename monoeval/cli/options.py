@@ -79,6 +79,19 @@ def split_commas(values: list[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
+def named_settings(params: list[str] | None, settings: list[str], example: str) -> dict[str, str]:
+    """What `--params NAME=VALUE` says, each name one of `settings`; UsageError for what is written otherwise."""
+    given = {}
+    for param in split_commas(params):
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise UsageError(f"--params is written as NAME=VALUE, for example {example}, and not {param!r}.")
+        if name not in settings:
+            raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
+        given[name] = value
+    return given
+
+
 def short(model: str) -> str:
     """A model's name as part of a folder's name."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rstrip("/").split("/")[-1])
