@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from monoeval import progress
 from monoeval.adapters.base import Adapter, SparseRows
 from monoeval.adapters.rows import Batches, TrainingRows, shuffled
-from monoeval.adapters.settings import DictionarySettings, TrainingSettings
-from monoeval.errors import UsageError
+from monoeval.adapters.settings import DictionarySettings, ScheduleSettings, SizeSettings
+from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
 
 log = logging.getLogger("monoeval")
@@ -41,7 +41,7 @@ class Schedule:
     learning_rate: float
 
     @classmethod
-    def of(cls, settings: TrainingSettings, rows: int, width: int) -> Self:
+    def of(cls, settings: ScheduleSettings, rows: int, width: int) -> Self:
         batch = min(rows, settings.batch_size or max(128, min(4096, rows // 64)))
         least = min(1500, max(300, 2 * rows))  # a handful of rows is learned by heart long before 1,500
         steps = max(least, math.ceil(10 * rows / batch)) if settings.steps is None else settings.steps
@@ -70,8 +70,16 @@ class Dictionary(Adapter):
     decoder_bias: Tensor  # [D], b_d
     k: int
 
-    def __init__(self, settings: DictionarySettings) -> None:
+    def __init__(self, settings: SizeSettings) -> None:
         self.size = settings
+
+    def _active(self) -> int:
+        """How many latents a row may use, `k`; raises UsageError where that is more than there are."""
+        assert isinstance(self.size, DictionarySettings)
+        k = self.size.k or min(32, max(1, self.width // 4))
+        if k > self.width:
+            raise UsageError(f"k is {k} and the dictionary has {self.width} latents: choose a smaller k.")
+        return k
 
     def _start(self, rows: TrainingRows, seed: int) -> None:
         """Set centre and scale from the training rows and draw unit rows; the same for every dictionary.
@@ -79,9 +87,7 @@ class Dictionary(Adapter):
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
         self.width = self.size.latents(rows.width)
-        self.k = self.size.k or min(32, max(1, self.width // 4))
-        if self.k > self.width:
-            raise UsageError(f"k is {self.k} and the dictionary has {self.width} latents: choose a smaller k.")
+        self.k = self._active()
         self.mean = rows.mean.float()
         self.scale = rows.variance.mean().sqrt().float()
         generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
@@ -198,7 +204,7 @@ class TrainedDictionary(Dictionary):
     unit_rows: ClassVar[bool] = True
     """Decoder rows are kept at length one, and their gradient has no part along them."""
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: ScheduleSettings) -> None:
         super().__init__(settings)
         self.settings = settings
 
@@ -217,10 +223,21 @@ class TrainedDictionary(Dictionary):
         return Schedule.of(self.settings, len(rows), self.width)
 
     def _end(self, rows: TrainingRows, schedule: Schedule) -> None:
-        """All that comes after the last step."""
+        """All that comes after the last step.
+
+        Raises MonoevalError where training diverged: a loss that was not finite once leaves such parameters.
+        """
+        diverged = MonoevalError(
+            f"The training of {self.method} diverged within {schedule.steps} steps: set learning_rate lower than "
+            f"{schedule.learning_rate:g}."
+        )
+        if not all(bool(torch.isfinite(getattr(self, name)).all()) for name in self.trained):
+            raise diverged
         self._finish(rows)
         sizes = {"width": self.width, "k": self.k, "steps": schedule.steps}
         self.measures = {**self._measure(rows, self.encode), **self.measures, **sizes}
+        if not math.isfinite(self.measures["explained_variance"]):
+            raise diverged
 
     def _prepare(self, rows: TrainingRows) -> None:
         """What a method adds to the start that all share."""

@@ -21,6 +21,7 @@ from monoeval.adapters.settings import (
     NoSettings,
     PCASettings,
     PretrainedSettings,
+    ScheduleSettings,
     TrainedDictionarySettings,
     TrainingSettings,
 )
@@ -111,7 +112,7 @@ _BUILT_IN = (
     ),
     Method(
         "dense-ae", f"{_SAE}:DenseAutoencoder", "an autoencoder of equal width without sparsity",
-        TrainingSettings, is_control=True,
+        ScheduleSettings, is_control=True,
     ),
     Method("relu", f"{_SIMPLE}:Rectified", "the features' positive parts", is_control=True, seeded=False),
     Method("l2norm", f"{_SIMPLE}:UnitLength", "each row divided by its length", is_control=True, seeded=False),

@@ -202,12 +202,12 @@ class BatchTopKSAE(VariableL0, TopKDictionary):
 
 
 class DenseAutoencoder(TrainedDictionary):
-    """z = ReLU(h) with nothing that makes it sparse: what width and training give without sparsity.
-
-    It takes the k of the arm it stands beside and has no use for it.
-    """
+    """z = ReLU(h) with nothing that makes it sparse: what width and training give without sparsity."""
 
     method: ClassVar[str] = "dense-ae"
+
+    def _active(self) -> int:
+        return self.width
 
     def activate(self, h_nm: Tensor) -> Tensor:
         return h_nm.relu()

@@ -72,7 +72,15 @@ def fit_cached(
             log.warning("The adapter in %s is damaged and is fitted again.", folder)
         members = [adapter, *(build(other) for other, _ in others.values())]
         seeds = [s or 0 for s in (seed, *(other for _, other in others.values()))]
-        adapter.fit_together(members, TrainingRows(features, rows, device, views), seeds)
+        seen = TrainingRows(features, rows, device, views)
+        try:
+            adapter.fit_together(members, seen, seeds)
+        except MonoevalError:
+            if len(members) == 1:
+                raise
+            # what cannot be fitted may be another one, which is told when that is asked for
+            others, members = {}, [build(spec).fit(seen, seed=seeds[0])]
+            adapter = members[0]
         save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
     # one lock at a time: two processes that fit each other's would else wait for ever
     for member, (path, (other, its_seed)) in zip(members[1:], others.items(), strict=True):
