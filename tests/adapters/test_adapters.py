@@ -18,6 +18,7 @@ from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached, load, save
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.dictionary import explained_variance
 
 CPU = torch.device("cpu")
 FITTED = [name for name in METHODS if name != "pretrained"]  # that one needs files: test_foreign
@@ -87,6 +88,22 @@ def test_pca_leaves_out_directions_without_variance(feature_set):
     constant = fitted("standardize", feature_set(x))
     assert constant.report() == {"constant_features": 1}
     assert (constant.encode(torch.from_numpy(x))[:, 5] == 0).all()
+
+
+def test_standardize_and_pca_lead_back_to_the_features(feature_set):
+    x = data()
+    x[:, 5] = 7
+    features, tensor = feature_set(x), torch.from_numpy(x)
+    standard = fitted("standardize", features)
+    torch.testing.assert_close(standard.decode(standard.encode(tensor)), tensor, atol=1e-5, rtol=1e-5)
+    whole = fitted("pca", features, components=6)
+    torch.testing.assert_close(whole.decode(whole.encode(tensor)), tensor, atol=1e-3, rtol=1e-3)
+    part, oracle = fitted("pca", features, components=2), PCA(2).fit(x.astype(np.float64))
+    back = part.decode(part.encode(tensor))
+    np.testing.assert_allclose(back, oracle.inverse_transform(oracle.transform(x)), atol=1e-3)
+    codes = Codes(features, part, CPU)
+    assert explained_variance(codes) == pytest.approx(part.report()["explained_variance"], abs=1e-5)
+    torch.testing.assert_close(part.directions, part.decode(torch.eye(2)) - part.decode(torch.zeros(2, 2)))
 
 
 def test_the_fixed_functions(feature_set):
