@@ -58,6 +58,13 @@ class Adapter(ABC):
         """Features [n, D] that `codes` stand for, in the features' units; None where there is no way back."""
         return None
 
+    def untrained(self, rows: TrainingRows, *, seed: int) -> "Adapter | None":  # noqa: ARG002
+        """This fitted adapter as it was before its training, which had `seed`; None where there is no such thing.
+
+        Of `rows` little is needed: others of the same backbone give nearly the same.
+        """
+        return None
+
     @property
     def directions(self) -> Tensor | None:
         """What each latent adds to the features, [M, D]; None where the method has no decoder."""

@@ -82,7 +82,7 @@ class Dictionary(Adapter):
         return k
 
     def _start(self, rows: TrainingRows, seed: int) -> None:
-        """Set centre and scale from the training rows and draw unit rows; the same for every dictionary.
+        """Set centre and scale from the training rows, then `_draw`.
 
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
@@ -90,6 +90,10 @@ class Dictionary(Adapter):
         self.k = self._active()
         self.mean = rows.mean.float()
         self.scale = rows.variance.mean().sqrt().float()
+        self._draw(rows, seed)
+
+    def _draw(self, rows: TrainingRows, seed: int) -> None:
+        """Draw unit rows, the same for every dictionary, and fit the encoder's length to `rows`."""
         generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
         drawn = torch.randn(self.width, rows.width, generator=generator)
         self.decoder = F.normalize(drawn, dim=1).to(rows.device)
@@ -239,6 +243,17 @@ class TrainedDictionary(Dictionary):
         if not math.isfinite(self.measures["explained_variance"]):
             raise diverged
 
+    def untrained(self, rows: TrainingRows, *, seed: int) -> Adapter:
+        """The same start with TopK codes, as many active as this one has on average, so that L0 is equal."""
+        start = type(self)(self.settings)
+        start.mean, start.scale, start.width = self.mean, self.scale, self.width
+        start.k = max(1, min(self.width, round(self._active_untrained())))
+        start._draw(rows, seed)
+        return _Start(start)
+
+    def _active_untrained(self) -> float:
+        return self.k
+
     def _prepare(self, rows: TrainingRows) -> None:
         """What a method adds to the start that all share."""
 
@@ -286,6 +301,31 @@ class TrainedDictionary(Dictionary):
         """What is set once the parameters are trained."""
 
 
+class _Start(Adapter):
+    """A dictionary as `_draw` leaves it, to be measured and not kept."""
+
+    method: ClassVar[str] = "untrained"
+
+    def __init__(self, start: TrainedDictionary) -> None:
+        self._drawn, self.width = start, start.width
+
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        raise NotImplementedError("it is what comes before a fit")
+
+    def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
+        return self._drawn._untrained(features_nd)
+
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
+        return self._drawn.decode(codes)
+
+    def state(self) -> dict[str, Tensor]:
+        return self._drawn.state()
+
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        self._drawn.restore(state)
+        return self
+
+
 class VariableL0(TrainedDictionary):
     """A dictionary whose rows have k active latents on average, not each.
 
@@ -326,6 +366,9 @@ class VariableL0(TrainedDictionary):
     def restore(self, state: dict[str, Tensor]) -> Self:
         self.places = int(state["places"])
         return super().restore(state)
+
+    def _active_untrained(self) -> float:
+        return self.measures["l0"]
 
     @torch.no_grad()
     def _threshold(self, rows: TrainingRows) -> float:

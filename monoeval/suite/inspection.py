@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter, Codes, SparseRows
+from monoeval.adapters.learned import HELD_OUT, UNTRAINED, not_trained
 from monoeval.adapters.registry import METHODS, n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import STEM, fit_cached, load
@@ -24,11 +25,12 @@ from monoeval.data.images import Data, ImageSet, Ints
 from monoeval.data.transforms import views
 from monoeval.errors import UsageError
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence, explained_variance
+from monoeval.metrics.dictionary import coherence
 from monoeval.metrics.latents import MIN_SUPPORT, Latents, measure
 from monoeval.metrics.separation import scatter_ratio
 from monoeval.metrics.streams import Entries, active, chunks
 from monoeval.report.gallery import Measure, Ranking, gallery, number, rank
+from monoeval.suite.measures import explained
 
 log = logging.getLogger("monoeval")
 
@@ -91,11 +93,14 @@ def inspect(
     if isinstance(adapter, Path):
         spec, fitted = _loaded(adapter, about, train, backbone)
         origin = {"saved in": adapter.resolve().name}
+        its_seed = about.get("seed")
+        its_seed = its_seed if isinstance(its_seed, int) else None
     else:
         spec = adapter
         fitted = fit_cached(spec, train, None, seed=seed, device=backbone.device, views=seen)
         origin = {"fitted on": f"{len(data.train):,} training images"}
-        if METHODS[spec.method].seeded:
+        its_seed = seed if METHODS[spec.method].seeded else None
+        if its_seed is not None:
             origin["seed"] = str(seed)
     codes = Codes(extract(backbone, model_key, data.test, [None])[0], fitted, backbone.device)
     embeddings, compared = None, "needs --reference, another model than the one evaluated"
@@ -112,7 +117,11 @@ def inspect(
         **origin,
         "held out": f"{len(data.test):,} images of {n_classes} classes of {data.test.name}",
     }
-    measures = _measures(codes, data.test.labels, n_classes, latents, compared)
+    shares = explained(codes, train, its_seed)
+    if why := not_trained({**fitted.report(), **shares}):
+        log.warning("The adapter is not trained: %s.", why)
+        facts["not trained"] = why
+    measures = _measures(codes, data.test.labels, n_classes, latents, shares, compared)
     return Inspection(f"{spec.method} on {data.test.name}", facts, measures, latents, data.test, backbone, codes)
 
 
@@ -169,15 +178,16 @@ def _loaded(
     return AdapterSpec.model_validate(about["spec"]), adapter
 
 
-def _measures(codes: Codes, labels: Ints, n_classes: int, latents: Latents, compared: str) -> tuple[Measure, ...]:
-    """The table of the page and the terminal."""
+def _measures(
+    codes: Codes, labels: Ints, n_classes: int, latents: Latents, shares: Mapping[str, float], compared: str
+) -> tuple[Measure, ...]:
+    """The table of the page and the terminal; `shares` are what `measures.explained` gives."""
     found = latents.summary()
     n, width = codes.features.n, codes.width
 
     def mean(title: str, name: str, note: str) -> Measure:
         return Measure(title, found[name], found[f"{name}_chance"], note)
 
-    explained = explained_variance(codes)
     directions = codes.adapter.directions
     alike = None if directions is None else coherence(directions)
     no_decoder = "the method has no decoder"
@@ -185,7 +195,25 @@ def _measures(codes: Codes, labels: Ints, n_classes: int, latents: Latents, comp
     top_supported = f"{100 * found['top_supported_share']:.0f} % of latents have {TOP_ROWS} active rows"
     return (
         Measure(
-            "explained variance", explained, note=no_decoder if directions is None else "of held-out features"
+            "explained variance",
+            shares.get(f"explained_variance{HELD_OUT}"),
+            note="of held-out features" if shares else no_decoder,
+        ),
+        *(
+            Measure(title, shares[name], note=note)
+            for title, name, note in (
+                (
+                    "explained variance, untrained",
+                    f"explained_variance{UNTRAINED}{HELD_OUT}",
+                    "by the adapter before its training, with as many active latents",
+                ),
+                (
+                    "explained variance, PCA",
+                    "explained_variance_pca",
+                    "by as many components as latents are active",
+                ),
+            )
+            if name in shares
         ),
         Measure("L0", found["l0"], note=f"± {number(found['l0_std'])} between rows"),
         Measure(

@@ -115,6 +115,23 @@ def test_a_reference_gives_the_monosemanticity_score(tmp_path: Path, monkeypatch
     assert score["chance"] == pytest.approx(cosines.mean(), rel=1e-6)
 
 
+def test_an_adapter_that_is_not_trained_is_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    page = tmp_path / "page.html"
+    idle = ("sae", *SMALL, "--params", "k=4,width=48,steps=0", "--out", str(page))
+    found = said(*idle)
+    own, before = (found["measures"][f"explained variance{of}"]["value"] for of in ("", ", untrained"))
+    assert own == pytest.approx(before)
+    assert "held-out rows, its untrained self" in found["not trained"]
+    assert "is not trained: it explains" in caplog.text
+    assert "not trained" in page.read_text(encoding="utf-8")
+    assert "not trained it explains" in inspect(*idle).stdout
+    trained = said("sae", *SMALL, *QUICK, "--out", str(page))
+    assert "not trained" not in trained
+    assert 0 < trained["measures"]["explained variance, PCA"]["value"] <= 1
+    assert "held-out features" in inspect("pca", *SMALL, "--out", str(page)).stdout
+    assert "no decoder" in inspect("relu", *SMALL, "--out", str(page)).stdout
+
+
 class Fixed(Adapter):
     """Gives the features as codes, dense or as the three largest of each row."""
 
