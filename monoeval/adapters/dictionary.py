@@ -191,12 +191,11 @@ class Training:
     schedule: Schedule
     rows: int
     idle_m: Tensor
-    """Rows seen since each latent fired."""
+    """Training rows seen since each latent fired, each counted once however many views of it a batch holds."""
     step: int = 0
 
-    def saw(self, codes: Tensor | SparseRows, rows: int) -> None:
+    def fired(self, codes: Tensor | SparseRows) -> None:
         """Take note of which latents fired on a batch."""
-        self.idle_m += rows
         _mark(self.idle_m, codes, 0)
 
 
@@ -207,6 +206,8 @@ class TrainedDictionary(Dictionary):
     """The tensors that are trained; the others stay where `_start` put them."""
     unit_rows: ClassVar[bool] = True
     """Decoder rows are kept at length one, and their gradient has no part along them."""
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    """Of Adam."""
 
     def __init__(self, settings: ScheduleSettings) -> None:
         super().__init__(settings)
@@ -265,7 +266,9 @@ class TrainedDictionary(Dictionary):
         batches = shuffled(len(rows), schedule.batch_size, order)
         with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
             for training.step in range(schedule.steps):
-                step(self.scaled(rows.batch(next(batches))), training)
+                positions = next(batches)
+                training.idle_m += len(positions)
+                step(self.scaled(rows.batch(positions)), training)
                 advance(1)
         for name in self.trained:
             setattr(self, name, getattr(self, name).detach())
@@ -273,7 +276,7 @@ class TrainedDictionary(Dictionary):
     def _stepper(self) -> Callable[[Tensor, Training], None]:
         """What takes a step on a batch of scaled rows [B, D]: Adam on the gradient of `_loss`."""
         parameters = [getattr(self, name) for name in self.trained]
-        optimiser = torch.optim.Adam(parameters, fused=True)
+        optimiser = torch.optim.Adam(parameters, betas=self.betas, fused=True)
 
         def step(x: Tensor, training: Training) -> None:
             loss = self._loss(x, training)
@@ -344,7 +347,7 @@ class VariableL0(TrainedDictionary):
         z_nm = self.active(h_nm)
         if not self.places:
             return z_nm
-        rows, indices = (z_nm > 0).nonzero(as_tuple=True)
+        rows, indices = (z_nm != 0).nonzero(as_tuple=True)  # none is negative, and NaN is not dropped
         return packed(rows, indices, z_nm[rows, indices], z_nm.shape, self.places)
 
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:

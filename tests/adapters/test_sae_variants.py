@@ -20,6 +20,7 @@ from monoeval.adapters.sae_penalised import gate_loss, jump
 from monoeval.adapters.settings import DictionarySettings, ScheduleSettings
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached, load, save
+from monoeval.adapters.topk import BETAS
 from monoeval.cli.options import method_specs
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.codes import TrainingCodes
@@ -492,6 +493,28 @@ def test_a_dense_autoencoder_takes_no_k_that_would_do_nothing(feature_set):
         AdapterSpec(method="sae", params={"k": (4, 8), "width_factor": 2.0}),
         AdapterSpec(method="dense-ae", params={"width_factor": 2.0}),
     ]
+
+
+@pytest.mark.parametrize("method", ["frozen-decoder", "frozen-encoder", "dense-ae"])
+def test_controls_are_trained_by_the_optimiser_of_sae(method, feature_set, monkeypatch):
+    made_with, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, **k: made_with.append(k.get("betas")) or adam(*a, **k))
+    for name in (method, "sae"):
+        fitted(name, feature_set(made(60)), steps=1)
+    assert set(made_with) == {BETAS}
+
+
+@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("rows", [[2], [0, 2, 3]])
+def test_a_row_of_nan_gets_codes_of_nan_and_leaves_the_others_alone(method, rows, feature_set):
+    adapter = fitted(method, feature_set(made()))
+    x = torch.from_numpy(made(6, seed=1))
+    broken = x.clone()
+    broken[rows] = np.nan
+    ours, theirs = dense(adapter.encode(broken)), dense(adapter.encode(x))
+    assert torch.isnan(ours[rows]).any(dim=1).all()
+    others = [i for i in range(6) if i not in rows]
+    torch.testing.assert_close(ours[others], theirs[others])
 
 
 @pytest.mark.parametrize("method", TRAINED)
