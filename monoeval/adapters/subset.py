@@ -18,7 +18,7 @@ class Subset(Adapter):
     method: ClassVar[str] = "subset"
 
     def __init__(self, whole: Adapter, latents: Ints) -> None:
-        self.whole, self.width = whole, len(latents)
+        self.whole, self.width, self.origin = whole, len(latents), whole.origin
         # whether it was trained is told by these; the rest speaks of latents that are not here
         told_by = {n: v for n, v in whole.measures.items() if n == "steps" or n.startswith("explained_variance")}
         self.measures = {f"{WHOLE}{name}": value for name, value in told_by.items()}

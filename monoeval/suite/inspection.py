@@ -19,7 +19,7 @@ from monoeval.adapters.store import STEM, fit_cached, load
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, load_backbone
-from monoeval.backbones.resolve import identity
+from monoeval.backbones.resolve import identity, same_network
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Data, ImageSet, Ints
 from monoeval.data.transforms import views
@@ -83,7 +83,7 @@ def inspect(
     `reference` gives the embeddings that the monosemanticity score compares images by. Raises UsageError where it
     is the model itself, and for a folder that holds no adapter for this model's features.
     """
-    if reference is not None and key(identity(reference)) == key(identity(model)):
+    if reference is not None and same_network(reference, model):
         raise UsageError("--reference names the evaluated model: name another one, for example dinov2_s14.")
     about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
     backbone = load_backbone(model, device=device)
@@ -171,10 +171,13 @@ def _loaded(
             f"The adapter in {folder} does not take the {features.width} features of {backbone.name}: name the "
             "--model, --layer and --pool that it was fitted on."
         )
-    if about.get("features") != features.key:
-        log.warning(
-            "The adapter in %s was fitted on other features than those of the training images here.", folder
-        )
+    origin = adapter.origin
+    if origin is not None:
+        origin.check(features, f"The adapter in {folder}")
+    if origin is None or origin.features != features.key:
+        known = origin is not None and origin.fingerprint
+        what = "other images of this backbone" if known else "other features, of a backbone that it does not name"
+        log.warning("The adapter in %s was not fitted on the training images here but on %s.", folder, what)
     return AdapterSpec.model_validate(about["spec"]), adapter
 
 
