@@ -12,6 +12,7 @@ from torch import Tensor
 from monoeval.adapters.rows import TrainingRows
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import Ints
+from monoeval.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,26 @@ class SparseRows:
         return self.values.new_zeros(len(self.values), self.width).scatter_add_(1, self.indices, self.values)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The features that an adapter was fitted on."""
+
+    features: str
+    """Their key."""
+    backbone: str = ""
+    fingerprint: str = ""
+    """Both as `FeatureSet` has them, empty where that is not known."""
+
+    def check(self, features: FeatureSet, name: str = "The adapter") -> None:
+        """Raise UsageError where `features` are known to be of another backbone; other rows of it are fine."""
+        if self.fingerprint and features.fingerprint and self.fingerprint != features.fingerprint:
+            other = "other weights, layer or size of " if self.backbone == features.backbone else ""
+            raise UsageError(
+                f"{name} was fitted on features of {self.backbone} and these are of {other}{features.backbone}: "
+                "name the model, weights, layer and size that it was fitted on."
+            )
+
+
 class Adapter(ABC):
     """A map from features [n, D] to codes [n, M], fitted on training rows only.
 
@@ -39,6 +60,8 @@ class Adapter(ABC):
     """Whether `fit_together` trains its members side by side, so that a study had better fit all seeds at once."""
     width: int
     measures: Mapping[str, float] = MappingProxyType({})
+    origin: Origin | None = None
+    """What it was fitted on, where `store` fitted or read it."""
 
     @abstractmethod
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
@@ -56,6 +79,13 @@ class Adapter(ABC):
 
     def decode(self, codes: Tensor | SparseRows) -> Tensor | None:  # noqa: ARG002
         """Features [n, D] that `codes` stand for, in the features' units; None where there is no way back."""
+        return None
+
+    def untrained(self, rows: TrainingRows, *, seed: int) -> "Adapter | None":  # noqa: ARG002
+        """This fitted adapter as it was before its training, which had `seed`; None where there is no such thing.
+
+        Of `rows` little is needed: others of the same backbone give nearly the same.
+        """
         return None
 
     @property
@@ -78,11 +108,18 @@ class Adapter(ABC):
 
 @dataclass(frozen=True)
 class Codes:
-    """A feature set seen through an adapter; computed when iterated."""
+    """A feature set seen through an adapter; computed when iterated.
+
+    Raises UsageError where the adapter is known to be fitted on another backbone.
+    """
 
     features: FeatureSet
     adapter: Adapter
     device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.adapter.origin is not None:
+            self.adapter.origin.check(self.features)
 
     @property
     def width(self) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from monoeval import progress
 from monoeval.adapters.base import Adapter, SparseRows
 from monoeval.adapters.rows import Batches, TrainingRows, shuffled
-from monoeval.adapters.settings import DictionarySettings, TrainingSettings
-from monoeval.errors import UsageError
+from monoeval.adapters.settings import DictionarySettings, ScheduleSettings, SizeSettings
+from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
 
 log = logging.getLogger("monoeval")
@@ -41,7 +41,7 @@ class Schedule:
     learning_rate: float
 
     @classmethod
-    def of(cls, settings: TrainingSettings, rows: int, width: int) -> Self:
+    def of(cls, settings: ScheduleSettings, rows: int, width: int) -> Self:
         batch = min(rows, settings.batch_size or max(128, min(4096, rows // 64)))
         least = min(1500, max(300, 2 * rows))  # a handful of rows is learned by heart long before 1,500
         steps = max(least, math.ceil(10 * rows / batch)) if settings.steps is None else settings.steps
@@ -70,20 +70,30 @@ class Dictionary(Adapter):
     decoder_bias: Tensor  # [D], b_d
     k: int
 
-    def __init__(self, settings: DictionarySettings) -> None:
+    def __init__(self, settings: SizeSettings) -> None:
         self.size = settings
 
+    def _active(self) -> int:
+        """How many latents a row may use, `k`; raises UsageError where that is more than there are."""
+        assert isinstance(self.size, DictionarySettings)
+        k = self.size.k or min(32, max(1, self.width // 4))
+        if k > self.width:
+            raise UsageError(f"k is {k} and the dictionary has {self.width} latents: choose a smaller k.")
+        return k
+
     def _start(self, rows: TrainingRows, seed: int) -> None:
-        """Set centre and scale from the training rows and draw unit rows; the same for every dictionary.
+        """Set centre and scale from the training rows, then `_draw`.
 
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
         self.width = self.size.latents(rows.width)
-        self.k = self.size.k or min(32, max(1, self.width // 4))
-        if self.k > self.width:
-            raise UsageError(f"k is {self.k} and the dictionary has {self.width} latents: choose a smaller k.")
+        self.k = self._active()
         self.mean = rows.mean.float()
         self.scale = rows.variance.mean().sqrt().float()
+        self._draw(rows, seed)
+
+    def _draw(self, rows: TrainingRows, seed: int) -> None:
+        """Draw unit rows, the same for every dictionary, and fit the encoder's length to `rows`."""
         generator = torch.Generator().manual_seed(draw_seed("sae", "dictionary", seed))
         drawn = torch.randn(self.width, rows.width, generator=generator)
         self.decoder = F.normalize(drawn, dim=1).to(rows.device)
@@ -181,12 +191,11 @@ class Training:
     schedule: Schedule
     rows: int
     idle_m: Tensor
-    """Rows seen since each latent fired."""
+    """Training rows seen since each latent fired, each counted once however many views of it a batch holds."""
     step: int = 0
 
-    def saw(self, codes: Tensor | SparseRows, rows: int) -> None:
+    def fired(self, codes: Tensor | SparseRows) -> None:
         """Take note of which latents fired on a batch."""
-        self.idle_m += rows
         _mark(self.idle_m, codes, 0)
 
 
@@ -197,8 +206,10 @@ class TrainedDictionary(Dictionary):
     """The tensors that are trained; the others stay where `_start` put them."""
     unit_rows: ClassVar[bool] = True
     """Decoder rows are kept at length one, and their gradient has no part along them."""
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    """Of Adam."""
 
-    def __init__(self, settings: TrainingSettings) -> None:
+    def __init__(self, settings: ScheduleSettings) -> None:
         super().__init__(settings)
         self.settings = settings
 
@@ -217,10 +228,32 @@ class TrainedDictionary(Dictionary):
         return Schedule.of(self.settings, len(rows), self.width)
 
     def _end(self, rows: TrainingRows, schedule: Schedule) -> None:
-        """All that comes after the last step."""
+        """All that comes after the last step.
+
+        Raises MonoevalError where training diverged: a loss that was not finite once leaves such parameters.
+        """
+        diverged = MonoevalError(
+            f"The training of {self.method} diverged within {schedule.steps} steps: set learning_rate lower than "
+            f"{schedule.learning_rate:g}."
+        )
+        if not all(bool(torch.isfinite(getattr(self, name)).all()) for name in self.trained):
+            raise diverged
         self._finish(rows)
         sizes = {"width": self.width, "k": self.k, "steps": schedule.steps}
         self.measures = {**self._measure(rows, self.encode), **self.measures, **sizes}
+        if not math.isfinite(self.measures["explained_variance"]):
+            raise diverged
+
+    def untrained(self, rows: TrainingRows, *, seed: int) -> Adapter:
+        """The same start with TopK codes, as many active as this one has on average, so that L0 is equal."""
+        start = type(self)(self.settings)
+        start.mean, start.scale, start.width = self.mean, self.scale, self.width
+        start.k = max(1, min(self.width, round(self._active_untrained())))
+        start._draw(rows, seed)
+        return _Start(start)
+
+    def _active_untrained(self) -> float:
+        return self.k
 
     def _prepare(self, rows: TrainingRows) -> None:
         """What a method adds to the start that all share."""
@@ -233,7 +266,9 @@ class TrainedDictionary(Dictionary):
         batches = shuffled(len(rows), schedule.batch_size, order)
         with progress.bar(f"training {self.method} {self.width}", schedule.steps, "steps") as advance:
             for training.step in range(schedule.steps):
-                step(self.scaled(rows.batch(next(batches))), training)
+                positions = next(batches)
+                training.idle_m += len(positions)
+                step(self.scaled(rows.batch(positions)), training)
                 advance(1)
         for name in self.trained:
             setattr(self, name, getattr(self, name).detach())
@@ -241,7 +276,7 @@ class TrainedDictionary(Dictionary):
     def _stepper(self) -> Callable[[Tensor, Training], None]:
         """What takes a step on a batch of scaled rows [B, D]: Adam on the gradient of `_loss`."""
         parameters = [getattr(self, name) for name in self.trained]
-        optimiser = torch.optim.Adam(parameters, fused=True)
+        optimiser = torch.optim.Adam(parameters, betas=self.betas, fused=True)
 
         def step(x: Tensor, training: Training) -> None:
             loss = self._loss(x, training)
@@ -269,6 +304,31 @@ class TrainedDictionary(Dictionary):
         """What is set once the parameters are trained."""
 
 
+class _Start(Adapter):
+    """A dictionary as `_draw` leaves it, to be measured and not kept."""
+
+    method: ClassVar[str] = "untrained"
+
+    def __init__(self, start: TrainedDictionary) -> None:
+        self._drawn, self.width = start, start.width
+
+    def fit(self, rows: TrainingRows, *, seed: int) -> Self:
+        raise NotImplementedError("it is what comes before a fit")
+
+    def encode(self, features_nd: Tensor) -> Tensor | SparseRows:
+        return self._drawn._untrained(features_nd)
+
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
+        return self._drawn.decode(codes)
+
+    def state(self) -> dict[str, Tensor]:
+        return self._drawn.state()
+
+    def restore(self, state: dict[str, Tensor]) -> Self:
+        self._drawn.restore(state)
+        return self
+
+
 class VariableL0(TrainedDictionary):
     """A dictionary whose rows have k active latents on average, not each.
 
@@ -287,7 +347,7 @@ class VariableL0(TrainedDictionary):
         z_nm = self.active(h_nm)
         if not self.places:
             return z_nm
-        rows, indices = (z_nm > 0).nonzero(as_tuple=True)
+        rows, indices = (z_nm != 0).nonzero(as_tuple=True)  # none is negative, and NaN is not dropped
         return packed(rows, indices, z_nm[rows, indices], z_nm.shape, self.places)
 
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:
@@ -309,6 +369,9 @@ class VariableL0(TrainedDictionary):
     def restore(self, state: dict[str, Tensor]) -> Self:
         self.places = int(state["places"])
         return super().restore(state)
+
+    def _active_untrained(self) -> float:
+        return self.measures["l0"]
 
     @torch.no_grad()
     def _threshold(self, rows: TrainingRows) -> float:

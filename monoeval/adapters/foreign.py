@@ -15,7 +15,7 @@ from monoeval.adapters.registry import build
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import PretrainedSettings
 from monoeval.adapters.spec import AdapterSpec
-from monoeval.adapters.store import STEM, load
+from monoeval.adapters.store import STEM, load, origin_of
 from monoeval.errors import MonoevalError
 
 
@@ -57,11 +57,14 @@ class Pretrained(Adapter):
             about = bundles.describe(folder, STEM)
         except bundles.Damaged as error:
             raise MonoevalError(f"{folder} is cut short or was changed: copy the whole folder again.") from error
-        recorded, given = about.get("features", "none"), rows.key
-        if recorded != given:
+        origin, given = origin_of(about), rows.features
+        if origin is not None and origin.fingerprint and given.fingerprint:
+            origin.check(given, f"The adapter in {folder}")
+        elif origin is None or origin.features != given.key:
+            recorded = "none" if origin is None else origin.features
             raise MonoevalError(
-                f"The adapter in {folder} was fitted on the features {recorded} and these are {given}: name the "
-                "model, layer and data that it was fitted on."
+                f"The adapter in {folder} was fitted on the features {recorded} and these are {given.key}: name "
+                "the model, layer and data that it was fitted on."
             )
         self._inner = load(folder, rows.device)
         self._spec = AdapterSpec.model_validate(about["spec"])

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from monoeval import progress
-from monoeval.adapters.base import SparseRows
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import ICASettings
 from monoeval.adapters.simple import PCA
@@ -61,13 +60,8 @@ class ICA(PCA):
         return self.restore({
             "mean": whitening.mean,
             "weight": (whitening.weight @ rotation.T).contiguous(),
-            # the columns of the whitening are orthogonal: divided by their squared lengths they are its inverse
-            "back": rotation @ (whitening.weight / whitening.weight.square().sum(dim=0)).T,
+            "back": rotation @ whitening.directions,
         })  # fmt: skip
-
-    def decode(self, codes: Tensor | SparseRows) -> Tensor:
-        assert isinstance(codes, Tensor)
-        return codes @ self.back + self.mean
 
     @property
     def directions(self) -> Tensor:

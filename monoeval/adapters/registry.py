@@ -21,6 +21,7 @@ from monoeval.adapters.settings import (
     NoSettings,
     PCASettings,
     PretrainedSettings,
+    ScheduleSettings,
     TrainedDictionarySettings,
     TrainingSettings,
 )
@@ -91,6 +92,7 @@ _BUILT_IN = (
     ),
     Method(
         "csr", "monoeval.adapters.csr:CSR", "TopK latents, contrasted between views of an image", CSRSettings,
+        version="2",
     ),
     Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
     Method(
@@ -103,15 +105,15 @@ _BUILT_IN = (
     ),
     Method(
         "frozen-decoder", f"{_SAE}:FrozenDecoder", "the TopK autoencoder with a random decoder",
-        TrainedDictionarySettings, is_control=True,
+        TrainedDictionarySettings, is_control=True, version="2",
     ),
     Method(
         "frozen-encoder", f"{_SAE}:FrozenEncoder", "the TopK autoencoder with a random encoder",
-        TrainedDictionarySettings, is_control=True,
+        TrainedDictionarySettings, is_control=True, version="2",
     ),
     Method(
         "dense-ae", f"{_SAE}:DenseAutoencoder", "an autoencoder of equal width without sparsity",
-        TrainingSettings, is_control=True,
+        ScheduleSettings, is_control=True, version="2",
     ),
     Method("relu", f"{_SIMPLE}:Rectified", "the features' positive parts", is_control=True, seeded=False),
     Method("l2norm", f"{_SIMPLE}:UnitLength", "each row divided by its length", is_control=True, seeded=False),

@@ -49,8 +49,8 @@ class TrainingRows:
         self.rows = np.arange(features.n) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(self.rows) == 0:
             raise MonoevalError("An adapter needs at least one training row, and there is none.")
-        self.width, self.device, self.key = features.width, device, features.key
-        self._features, self._views = features, views
+        self.width, self.device = features.width, device
+        self.features, self._views = features, views
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,7 +59,7 @@ class TrainingRows:
     def _whole(self) -> Tensor | None:
         most = IN_MEMORY_BYTES if self.device.type == "cpu" else IN_DEVICE_MEMORY_BYTES
         fits = len(self.rows) * self.width * 4 <= most
-        return self._features.load(self.rows).to(self.device) if fits else None
+        return self.features.load(self.rows).to(self.device) if fits else None
 
     @cached_property
     def views(self) -> "list[TrainingRows]":
@@ -70,7 +70,7 @@ class TrainingRows:
         """The features [B, D] at `positions` [B] (int64 on the CPU) of the training rows."""
         if self._whole is not None:
             return self._whole[positions.to(self.device)]
-        return self._features.load(self.rows[positions.numpy()]).to(self.device)
+        return self.features.load(self.rows[positions.numpy()]).to(self.device)
 
     def chunks(self, size: int = 4096) -> Iterator[Tensor]:
         """All rows in order, at most `size` at a time."""

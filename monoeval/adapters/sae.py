@@ -14,7 +14,7 @@ from monoeval.adapters.base import SparseRows
 from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, VariableL0, order_of, packed
 from monoeval.adapters.rows import TrainingRows, shuffled
 from monoeval.adapters.settings import MatryoshkaSettings, TrainedDictionarySettings
-from monoeval.adapters.topk import TopKSteps, aux_k, aux_share
+from monoeval.adapters.topk import BETAS, TopKSteps, aux_k, aux_share
 from monoeval.hardware import free_bytes
 
 log = logging.getLogger("monoeval")
@@ -47,7 +47,7 @@ class TopKDictionary(TrainedDictionary):
     def _loss(self, x: Tensor, training: Training) -> Tensor:
         h = self.pre_activations(x)
         codes = self.select(h)
-        training.saw(codes, len(x))
+        training.fired(codes)
         error = x - self.reconstruct(codes)
         loss = self._missed(x, h, codes, error)
         dead = (training.idle_m >= self.settings.dead_epochs * training.rows).nonzero().squeeze(1)
@@ -123,6 +123,7 @@ class FrozenDecoder(TopKDictionary):
     method: ClassVar[str] = "frozen-decoder"
     trained: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder_bias")
     unit_rows: ClassVar[bool] = False
+    betas: ClassVar[tuple[float, float]] = BETAS  # as `sae`, which it is held against
 
 
 class FrozenEncoder(TopKDictionary):
@@ -134,6 +135,7 @@ class FrozenEncoder(TopKDictionary):
 
     method: ClassVar[str] = "frozen-encoder"
     trained: ClassVar[tuple[str, ...]] = ("decoder", "decoder_bias")
+    betas: ClassVar[tuple[float, float]] = BETAS  # as `sae`, which it is held against
 
     def pre_activations(self, scaled_nd: Tensor) -> Tensor:
         """h = x W_eᵀ: b_d, which is trained, would move it."""
@@ -182,7 +184,7 @@ class BatchTopKSAE(VariableL0, TopKDictionary):
         return packed(flat // self.width, flat % self.width, values[order].relu(), h_nm.shape)
 
     def active(self, h_nm: Tensor) -> Tensor:
-        return torch.where(h_nm > self.threshold, h_nm, 0)
+        return torch.where(h_nm <= self.threshold, 0, h_nm)  # NaN stays
 
     def _finish(self, rows: TrainingRows) -> None:
         theta = self._threshold(rows)
@@ -202,12 +204,13 @@ class BatchTopKSAE(VariableL0, TopKDictionary):
 
 
 class DenseAutoencoder(TrainedDictionary):
-    """z = ReLU(h) with nothing that makes it sparse: what width and training give without sparsity.
-
-    It takes the k of the arm it stands beside and has no use for it.
-    """
+    """z = ReLU(h) with nothing that makes it sparse: what width and training give without sparsity."""
 
     method: ClassVar[str] = "dense-ae"
+    betas: ClassVar[tuple[float, float]] = BETAS  # as `sae`, which it is held against
+
+    def _active(self) -> int:
+        return self.width
 
     def activate(self, h_nm: Tensor) -> Tensor:
         return h_nm.relu()

@@ -35,8 +35,8 @@ class ArchetypalSAE(TopKDictionary):
     logits: Tensor  # [M, P], of W
     slack: Tensor  # [M, D], Λ
 
-    def _start(self, rows: TrainingRows, seed: int) -> None:
-        super()._start(rows, seed)
+    def _draw(self, rows: TrainingRows, seed: int) -> None:
+        super()._draw(rows, seed)
         generator = torch.Generator().manual_seed(draw_seed("sae", "archetypes", seed))
         count = min(len(rows), self.settings.candidates or min(self.width, 1024))
         first = rows.batch(torch.randperm(len(rows), generator=generator)[:count])

@@ -43,7 +43,7 @@ class JumpReLUSAE(VariableL0):
         self.log_threshold = torch.full((self.width,), theta, device=rows.device).log()
 
     def active(self, h_nm: Tensor) -> Tensor:
-        return torch.where(h_nm > self.log_threshold.exp(), h_nm, 0)
+        return torch.where(h_nm <= self.log_threshold.exp(), 0, h_nm)  # NaN stays
 
     def _loss(self, x: Tensor, training: Training) -> Tensor:
         z, l0 = jump(self.pre_activations(x), self.log_threshold.exp(), self.settings.bandwidth)
@@ -142,7 +142,7 @@ class GatedSAE(_Steered):
 
     def active(self, h_nm: Tensor) -> Tensor:
         magnitude = self.log_gain.exp() * (h_nm - self.encoder_bias) + self.magnitude_bias
-        return torch.where(h_nm > 0, magnitude.relu(), 0)
+        return torch.where(h_nm <= 0, 0, magnitude.relu())  # NaN stays
 
     def _loss(self, x: Tensor, training: Training) -> Tensor:
         gate = self.pre_activations(x)

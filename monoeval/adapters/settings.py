@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from monoeval.spec import Spec
 
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class NoSettings(Spec):
@@ -41,42 +43,54 @@ class PretrainedSettings(Spec):
         return self
 
 
-class DictionarySettings(Spec):
-    """A dictionary of `width` latents, or of `width_factor` times the features' width, with `k` active."""
+class SizeSettings(Spec):
+    """A dictionary of `width` latents, or of `width_factor` times the features' width."""
 
     width: Count | None = None
-    width_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
-    k: Count | None = None
-    """None: 32, or a quarter of the width where that is less."""
+    width_factor: Positive = 8.0
 
     def latents(self, features: int) -> int:
         """The width of the dictionary on so many features."""
         return self.width or max(1, round(self.width_factor * features))
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.width is not None:
-            if "width_factor" in self.model_fields_set:
-                raise ValueError("give either width or width_factor")
-            if self.k is not None and self.k > self.width:
-                raise ValueError(f"k is {self.k}, more than the width of {self.width}: choose a smaller k")
+    def _one_width(self) -> Self:
+        if self.width is not None and "width_factor" in self.model_fields_set:
+            raise ValueError("give either width or width_factor")
         return self
 
 
-class TrainingSettings(DictionarySettings):
-    """A dictionary and its training; what is None follows the number of rows (`dictionary.Schedule`)."""
+class DictionarySettings(SizeSettings):
+    """A dictionary with `k` active latents a row."""
+
+    k: Count | None = None
+    """None: 32, or a quarter of the width where that is less."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.width is not None and self.k is not None and self.k > self.width:
+            raise ValueError(f"k is {self.k}, more than the width of {self.width}: choose a smaller k")
+        return self
+
+
+class ScheduleSettings(SizeSettings):
+    """A dictionary's training; what is None follows the number of rows (`dictionary.Schedule`)."""
 
     steps: Annotated[int, Field(ge=0)] | None = None
     batch_size: Count | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Positive | None = None
+
+
+class TrainingSettings(ScheduleSettings, DictionarySettings):
+    """A dictionary with `k` active latents a row, and its training."""
 
 
 class TrainedDictionarySettings(TrainingSettings):
     """A dictionary whose dead latents are taught by AuxK."""
 
-    aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
+    aux_weight: Weight = 1 / 32
     """Weight of AuxK, which teaches dead latents; 0 turns it off."""
-    dead_epochs: Annotated[float, Field(gt=0)] = 1.0
+    dead_epochs: Positive = 1.0
     """A latent that has not fired for this many passes over the training rows is dead."""
 
 
@@ -85,8 +99,8 @@ class CSRSettings(TrainedDictionarySettings):
 
     n_views: Count = 4
     """Augmented views of each training row; every step sees its images as they are and in one of these."""
-    contrast_weight: Annotated[float, Field(ge=0)] = 0.1
-    temperature: Annotated[float, Field(gt=0)] = 0.2
+    contrast_weight: Weight = 0.1
+    temperature: Positive = 0.2
 
 
 class MatryoshkaSettings(TrainedDictionarySettings):
@@ -100,16 +114,16 @@ class ArchetypalSettings(TrainedDictionarySettings):
 
     candidates: Count | None = None
     """Centroids that span the hull, at most one a training row; None: as many as latents, at most 1,024."""
-    relaxation: Annotated[float, Field(ge=0)] = 0.1
+    relaxation: Weight = 0.1
     """How far a latent may lie from the hull, in root-mean-square lengths of a centred training row."""
 
 
 class JumpReLUSettings(TrainingSettings):
     """`sae-jumprelu`: thresholds that are trained towards k active latents."""
 
-    sparsity_weight: Annotated[float, Field(gt=0)] = 10.0
+    sparsity_weight: Positive = 10.0
     """Weight of the squared relative distance of L0 from k, once warmed up."""
-    bandwidth: Annotated[float, Field(gt=0)] = 2.0
+    bandwidth: Positive = 2.0
     """Width of the window around a threshold whose rows move it; a feature's mean variance is 1."""
 
 
@@ -117,16 +131,16 @@ class HeadSettings(Spec):
     """A projector of `hidden` units (twice the features' width where None) to `width` codes, and its training."""
 
     width: Count = 2048
-    width_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    width_factor: Positive | None = None
     """Instead of `width`: so many times the features' width."""
     hidden: Count | None = None
     n_views: Annotated[int, Field(ge=2)] = 4
     """Augmented views of each training row; every step compares two of them."""
-    temperature: Annotated[float, Field(gt=0)] = 0.2
+    temperature: Positive = 0.2
     steps: Annotated[int, Field(ge=0)] | None = None
     """None: 20 passes over the rows, at least 300 steps and at most 20,000."""
     batch_size: Annotated[int, Field(ge=2)] = 256
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Positive = 1e-3
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

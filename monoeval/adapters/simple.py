@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monoeval.adapters.base import Adapter
+from monoeval.adapters.base import Adapter, SparseRows
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import NoSettings, PCASettings
 
@@ -89,6 +89,10 @@ class Standardised(_Affine):
     def encode(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) * self.weight
 
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
+        assert isinstance(codes, Tensor)
+        return torch.where(self.weight > 0, codes / self.weight, 0) + self.mean
+
 
 class PCA(_Affine):
     """The leading principal components of the training rows, each with variance one (divided by N).
@@ -118,3 +122,12 @@ class PCA(_Affine):
 
     def encode(self, features_nd: Tensor) -> Tensor:
         return (features_nd - self.mean) @ self.weight
+
+    def decode(self, codes: Tensor | SparseRows) -> Tensor:
+        assert isinstance(codes, Tensor)
+        return codes @ self.directions + self.mean
+
+    @property
+    def directions(self) -> Tensor:
+        # the columns of the whitening are orthogonal: divided by their squared lengths they are its inverse
+        return (self.weight / self.weight.square().sum(dim=0)).T

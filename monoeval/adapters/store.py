@@ -2,14 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from monoeval import bundles
-from monoeval.adapters.base import Adapter
+from monoeval.adapters.base import Adapter, Origin
 from monoeval.adapters.registry import METHODS, adapter_identity, build
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
@@ -53,44 +53,60 @@ def fit_cached(
     if spec.method in UNFITTED:
         return adapter.fit(TrainingRows(features, rows, device), seed=0)
     used = _rows_key(np.arange(features.n) if rows is None else rows)
+    origin = Origin(features.key, features.backbone, features.fingerprint)
     made_of = [features.key, *(view.key for view in views)] if views else features.key
 
     def folder_of(spec: AdapterSpec, seed: int | None) -> Path:
         return cache_dir() / "adapters" / key(["adapter", FORMAT, made_of, used, adapter_identity(spec), seed])
 
     folder = folder_of(spec, seed)
-    found = _held(folder, device)  # before the lock, which a read-only cache does not give
+    found = _held(folder, device, origin)  # before the lock, which a read-only cache does not give
     if found is not None:
         return found
     others = {folder_of(*other): other for other in also} if adapter.stacked else {}
-    others = {path: other for path, other in others.items() if path != folder and _held(path, device) is None}
+    others = {p: other for p, other in others.items() if p != folder and _held(p, device, origin) is None}
     with locked(folder):
-        found = _held(folder, device)  # another process may have made it meanwhile
+        found = _held(folder, device, origin)  # another process may have made it meanwhile
         if found is not None:
             return found
         if folder.exists():
             log.warning("The adapter in %s is damaged and is fitted again.", folder)
         members = [adapter, *(build(other) for other, _ in others.values())]
         seeds = [s or 0 for s in (seed, *(other for _, other in others.values()))]
-        adapter.fit_together(members, TrainingRows(features, rows, device, views), seeds)
-        save(adapter, spec, folder, features=features.key, rows=used, seed=seed)
+        seen = TrainingRows(features, rows, device, views)
+        try:
+            adapter.fit_together(members, seen, seeds)
+        except MonoevalError:
+            if len(members) == 1:
+                raise
+            # what cannot be fitted may be another one, which is told when that is asked for
+            others, members = {}, [build(spec).fit(seen, seed=seeds[0])]
+            adapter = members[0]
+        for member in members:
+            member.origin = origin
+        save(adapter, spec, folder, **vars(origin), rows=used, seed=seed)
     # one lock at a time: two processes that fit each other's would else wait for ever
     for member, (path, (other, its_seed)) in zip(members[1:], others.items(), strict=True):
         with locked(path):
-            if _held(path, device) is None:
-                save(member, other, path, features=features.key, rows=used, seed=its_seed)
+            if _held(path, device, origin) is None:
+                save(member, other, path, **vars(origin), rows=used, seed=its_seed)
     return adapter
 
 
-def _held(folder: Path, device: torch.device) -> Adapter | None:
+def _held(folder: Path, device: torch.device, origin: Origin) -> Adapter | None:
     try:
-        return load(folder, device)
+        found = load(folder, device)
     except bundles.Damaged:
         return None
+    found.origin = origin  # earlier versions wrote less of it
+    return found
 
 
 def save(adapter: Adapter, spec: AdapterSpec, folder: Path, **origin: str | int | None) -> None:
-    """Write `adapter.safetensors` and `adapter.json`: the spec, where it came from, and the adapter's measures."""
+    """Write `adapter.safetensors` and `adapter.json`: the spec, where it came from, and the adapter's measures.
+
+    What `load` knows of its origin are the fields of `Origin`.
+    """
     about = {"format": FORMAT, "spec": spec.model_dump(mode="json"), **origin, "report": adapter.report()}
     bundles.write(folder, STEM, adapter.state(), about)
 
@@ -103,13 +119,25 @@ def load(folder: Path, device: torch.device | None = None) -> Adapter:
     tensors, about = bundles.read(folder, STEM)
     if about.get("format") != FORMAT:
         raise MonoevalError(f"{folder} was written by another version of monoeval: fit the adapter again.")
-    spec = AdapterSpec.model_validate(about["spec"])
     place = device or torch.device("cpu")
-    adapter = build(spec).restore({name: tensor.to(place) for name, tensor in tensors.items()})
-    report = about["report"]
-    assert isinstance(report, dict)
-    adapter.measures = report
+    try:
+        spec = AdapterSpec.model_validate(about["spec"])
+        adapter = build(spec).restore({name: tensor.to(place) for name, tensor in tensors.items()})
+        if not isinstance(about["report"], dict):
+            raise TypeError("measures by name")
+        adapter.measures = about["report"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise bundles.Damaged(
+            f"{folder} does not say which adapter it holds, or holds another one than it says: fit it again."
+        ) from error
+    adapter.origin = origin_of(about)
     return adapter
+
+
+def origin_of(about: Mapping[str, object]) -> Origin | None:
+    """What the description of a saved adapter says of the features that it was fitted on."""
+    fields = [about.get(name) for name in Origin.__dataclass_fields__]
+    return Origin(*(value if isinstance(value, str) else "" for value in fields)) if fields[0] else None
 
 
 def _rows_key(rows: Ints) -> str:

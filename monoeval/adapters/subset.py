@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from monoeval.adapters.base import Adapter, SparseRows
+from monoeval.adapters.learned import WHOLE
 from monoeval.adapters.rows import TrainingRows
 from monoeval.data.images import Ints
 
@@ -17,9 +18,10 @@ class Subset(Adapter):
     method: ClassVar[str] = "subset"
 
     def __init__(self, whole: Adapter, latents: Ints) -> None:
-        self.whole, self.width = whole, len(latents)
-        # by these a report tells whether it was trained; the rest speaks of latents that are not here
-        self.measures = {n: v for n, v in whole.measures.items() if n.startswith("explained_variance")}
+        self.whole, self.width, self.origin = whole, len(latents), whole.origin
+        # whether it was trained is told by these; the rest speaks of latents that are not here
+        told_by = {n: v for n, v in whole.measures.items() if n == "steps" or n.startswith("explained_variance")}
+        self.measures = {f"{WHOLE}{name}": value for name, value in told_by.items()}
         self.latents = torch.from_numpy(np.sort(latents))
         self._place = torch.full((whole.width,), -1).scatter(0, self.latents, torch.arange(self.width))
 

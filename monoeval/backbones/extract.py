@@ -77,6 +77,8 @@ class _Entry:
     about: dict[str, object]
     done: dict[int, Path]
     """The shards that are whole."""
+    fingerprint: str
+    """The backbone's."""
 
     @classmethod
     def of(cls, backbone: Backbone, identity_key: str, images: ImageSet, transform: Transform | None) -> "_Entry":
@@ -103,7 +105,8 @@ class _Entry:
             "width": backbone.width,
             "shards": max(1, -(-len(images) // rows)),
         }
-        return cls(made, cache_dir() / "features" / made, transform, rows, len(images), about, {})
+        folder = cache_dir() / "features" / made
+        return cls(made, folder, transform, rows, len(images), about, {}, backbone.fingerprint)
 
     @property
     def shards(self) -> range:
@@ -143,7 +146,8 @@ class _Entry:
             os.utime(self.folder / "entry.json")  # `cache ls` and trimming go by when an entry was last used
         except OSError:
             log.debug("The cache is read-only.")
-        return FeatureSet(self.key, tuple(self.done[shard] for shard in self.shards))
+        shards = tuple(self.done[shard] for shard in self.shards)
+        return FeatureSet(self.key, shards, str(self.about["backbone"]), self.fingerprint)
 
 
 def _fill(backbone: Backbone, images: ImageSet, entries: list[_Entry]) -> None:

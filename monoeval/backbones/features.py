@@ -20,6 +20,10 @@ class FeatureSet:
 
     key: str
     shards: tuple[Path, ...]
+    backbone: str = ""
+    """The resolved name of what made them; empty where that is not known."""
+    fingerprint: str = ""
+    """The backbone's: `load.Backbone.fingerprint`."""
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.floating]]:

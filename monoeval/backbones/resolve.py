@@ -104,6 +104,12 @@ def identity(spec: BackboneSpec, backbone_seed: int | None = None) -> dict[str, 
     }
 
 
+def same_network(spec: BackboneSpec, other: BackboneSpec) -> bool:
+    """Whether both name one model with the same weights, whatever is read of it and at what size."""
+    one, two = identity(spec), identity(other)
+    return all(one[part] == two[part] for part in ("kind", "name", "source", "weights"))
+
+
 def check_available(spec: BackboneSpec) -> None:
     """Raise MonoevalError where weights are neither on this machine nor to be had from the hub; takes about 2 s.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from monoeval.adapters.learned import not_trained
 from monoeval.metrics.components import Levels
 from monoeval.metrics.error_rates import accuracy_interval, relative_error_reduction
 from monoeval.metrics.paired import paired_difference, verdict
@@ -196,11 +197,8 @@ def _judge(scores: Scores, arm: str, gain: Difference, controls: Sequence[Differ
     if gain.primary.interval is None or any(d.primary.interval is None for d in controls):
         missing = [d.against for d in (gain, *controls) if d.primary.interval is None]
         return none, f"There is no score in common with {', '.join(missing)}."
-    measures = scores.adapter_measures(arm)
-    trained, untrained = measures.get("explained_variance"), measures.get("explained_variance_untrained")
-    if trained is not None and untrained is not None and trained <= untrained:
-        explained = f"{100 * trained:.1f} % of the variance, its untrained self {100 * untrained:.1f} %"
-        return none, f"Adapter not trained: it explains {explained}."
+    if why := not_trained(scores.adapter_measures(arm)):
+        return none, f"Adapter not trained: {why}."
     held = {d.against: d.primary.interval for d in controls if d.primary.interval is not None}
     judged = verdict(gain.primary.interval, held, scores.margin)
     if judged.kind == "beyond the controls":

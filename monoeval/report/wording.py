@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monoeval.adapters.learned import WHOLE, not_trained
 from monoeval.metrics.components import Levels, Shares
 from monoeval.metrics.paired import Interval
 from monoeval.report.model import Cell, Column, Comparison, Difference, Measure, Summary, Table, Value
@@ -254,7 +255,13 @@ def lead(table: Table) -> str:
 
 
 _MEASURES = {
-    "explained_variance": ("explained variance", "{:.3f}", "explained_variance_untrained"),
+    "explained_variance_held_out": (
+        "explained variance, held out",
+        "{:.3f}",
+        "explained_variance_untrained_held_out",
+    ),
+    "explained_variance_pca": ("by PCA, held out", "{:.3f}", None),
+    "explained_variance": ("explained variance, training rows", "{:.3f}", "explained_variance_untrained"),
     "l0": ("L0", "{:.1f}", None),
     "dead_share": ("dead latents", "{:.1%}", None),
     "top_consistency": ("top-20 consistency", "{:.2f}", "top_consistency_chance"),
@@ -274,9 +281,10 @@ _MEASURES = {
 ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
     "the margin that 5 % of rows do not exceed, the largest effective rank that could come out, and the stability "
-    "of random directions. Explained variance "
-    "is of training rows; L0, dead latents, effective rank and what is said of classes are of clean held-out "
-    "images where the study has them. Top-20 consistency is the share of the commonest class among a latent's "
+    "of random directions. An adapter counts as not trained where it explains no more than its untrained self, "
+    "which has as many active latents; that is judged on clean held-out images where the study has them, as PCA "
+    "is, with as many components as a row has active latents. L0, dead latents, effective rank and what is said "
+    "of classes are of those images too. Top-20 consistency is the share of the commonest class among a latent's "
     "20 strongest rows, so many for every arm; semantic consistency and class entropy look at all rows that "
     "fire it, which favours sparse codes. Margin is the median, over clean held-out images, of the true class's "
     "logit less the largest other one, by the probe on all clean training rows. Cosine and Jaccard under change "
@@ -289,7 +297,7 @@ def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the adapters' measures, the standard ones first."""
     found = dict.fromkeys(name for measures in summary.adapters.values() for name in measures)
     beside = {name for _, _, name in _MEASURES.values()}
-    others = [n for n in found if n not in _MEASURES and n not in beside and not n.startswith("drift_")]
+    others = [n for n in found if n not in _MEASURES and n not in beside and not n.startswith(("drift_", WHOLE))]
     shown = {name: about for name, about in _MEASURES.items() if name in found}
     shown |= {name: (name.replace("_", " "), "{:.4g}", None) for name in others}
 
@@ -297,10 +305,17 @@ def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
         if name not in measures:
             return ""
         _, form, other = shown[name]
-        text = form.format(measures[name])
-        return f"{text} ({form.format(measures[other])})" if other and other in measures else text
+        text, *beside = (
+            form.format(measures[n]) if math.isfinite(measures[n]) else NOT_AVAILABLE
+            for n in (name, other)
+            if n is not None and n in measures
+        )
+        return f"{text} ({beside[0]})" if beside else text
 
-    lines = [[arm, *(cell(measures, name) for name in shown)] for arm, measures in summary.adapters.items()]
+    lines = [
+        [f"{arm} (not trained)" if not_trained(measures) else arm, *(cell(measures, name) for name in shown)]
+        for arm, measures in summary.adapters.items()
+    ]
     return ["arm", *(label for label, _, _ in shown.values())], lines
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from monoeval.adapters.base import Adapter, Codes, SparseRows
+from monoeval.adapters.learned import WHOLE
 from monoeval.adapters.registry import n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached
@@ -38,7 +39,7 @@ from monoeval.probes.spec import Paper, Tuned
 from monoeval.probes.sweep import best_candidate
 from monoeval.scenarios.trial import Fit, TestSet, Trial
 from monoeval.suite.ledger import Predictions
-from monoeval.suite.measures import held_out, margins, moved, once
+from monoeval.suite.measures import explained, held_out, margins, moved, once
 from monoeval.suite.plan import (
     Group,
     backbone_identity,
@@ -256,6 +257,7 @@ def _report(
     try:
         if features is not None:
             codes = candidate.codes(features)
+            report |= _explained(group, candidate, features)
             report |= once(key(["held out", *identity, features.key]), lambda: held_out(codes, images))
             for probe in clean_fit:
                 report |= margins(codes, *tested_rows(clean), candidate.probes, probe)
@@ -264,6 +266,18 @@ def _report(
     except UNMEASURED as error:  # a measure that cannot be made takes no score with it
         log.warning("%s is not measured: %s", group.arm.name, error)
     return report
+
+
+def _explained(group: Group, candidate: _Fitted, features: FeatureSet) -> dict[str, float]:
+    """`measures.explained` of the whole adapter; of some of its latents it is known to be of the whole."""
+    adapter = candidate.adapter
+    whole = Codes(features, adapter.whole if isinstance(adapter, Subset) else adapter, candidate.train.device)
+    identity = codes_identity(group, candidate.spec), load(group.data).train.fingerprint
+    found = once(
+        key(["explained", *identity, features.key]),
+        lambda: explained(whole, candidate.train.features, group.adapter_seed),
+    )
+    return {f"{WHOLE}{name}": value for name, value in found.items()} if whole.adapter is not adapter else found
 
 
 def _stability(group: Group, candidate: _Fitted, device: str) -> dict[str, float]:

@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter, Codes, SparseRows
+from monoeval.adapters.learned import HELD_OUT, UNTRAINED, not_trained
 from monoeval.adapters.registry import METHODS, n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import STEM, fit_cached, load
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, load_backbone
-from monoeval.backbones.resolve import identity
+from monoeval.backbones.resolve import identity, same_network
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import Data, ImageSet, Ints
 from monoeval.data.transforms import views
 from monoeval.errors import UsageError
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence, explained_variance
+from monoeval.metrics.dictionary import coherence
 from monoeval.metrics.latents import MIN_SUPPORT, Latents, measure
 from monoeval.metrics.separation import scatter_ratio
 from monoeval.metrics.streams import Entries, active, chunks
 from monoeval.report.gallery import Measure, Ranking, gallery, number, rank
+from monoeval.suite.measures import explained
 
 log = logging.getLogger("monoeval")
 
@@ -81,7 +83,7 @@ def inspect(
     `reference` gives the embeddings that the monosemanticity score compares images by. Raises UsageError where it
     is the model itself, and for a folder that holds no adapter for this model's features.
     """
-    if reference is not None and key(identity(reference)) == key(identity(model)):
+    if reference is not None and same_network(reference, model):
         raise UsageError("--reference names the evaluated model: name another one, for example dinov2_s14.")
     about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
     backbone = load_backbone(model, device=device)
@@ -91,11 +93,14 @@ def inspect(
     if isinstance(adapter, Path):
         spec, fitted = _loaded(adapter, about, train, backbone)
         origin = {"saved in": adapter.resolve().name}
+        its_seed = about.get("seed")
+        its_seed = its_seed if isinstance(its_seed, int) else None
     else:
         spec = adapter
         fitted = fit_cached(spec, train, None, seed=seed, device=backbone.device, views=seen)
         origin = {"fitted on": f"{len(data.train):,} training images"}
-        if METHODS[spec.method].seeded:
+        its_seed = seed if METHODS[spec.method].seeded else None
+        if its_seed is not None:
             origin["seed"] = str(seed)
     codes = Codes(extract(backbone, model_key, data.test, [None])[0], fitted, backbone.device)
     embeddings, compared = None, "needs --reference, another model than the one evaluated"
@@ -112,7 +117,11 @@ def inspect(
         **origin,
         "held out": f"{len(data.test):,} images of {n_classes} classes of {data.test.name}",
     }
-    measures = _measures(codes, data.test.labels, n_classes, latents, compared)
+    shares = explained(codes, train, its_seed)
+    if why := not_trained({**fitted.report(), **shares}):
+        log.warning("The adapter is not trained: %s.", why)
+        facts["not trained"] = why
+    measures = _measures(codes, data.test.labels, n_classes, latents, shares, compared)
     return Inspection(f"{spec.method} on {data.test.name}", facts, measures, latents, data.test, backbone, codes)
 
 
@@ -162,22 +171,26 @@ def _loaded(
             f"The adapter in {folder} does not take the {features.width} features of {backbone.name}: name the "
             "--model, --layer and --pool that it was fitted on."
         )
-    if about.get("features") != features.key:
-        log.warning(
-            "The adapter in %s was fitted on other features than those of the training images here.", folder
-        )
+    origin = adapter.origin
+    if origin is not None:
+        origin.check(features, f"The adapter in {folder}")
+    if origin is None or origin.features != features.key:
+        known = origin is not None and origin.fingerprint
+        what = "other images of this backbone" if known else "other features, of a backbone that it does not name"
+        log.warning("The adapter in %s was not fitted on the training images here but on %s.", folder, what)
     return AdapterSpec.model_validate(about["spec"]), adapter
 
 
-def _measures(codes: Codes, labels: Ints, n_classes: int, latents: Latents, compared: str) -> tuple[Measure, ...]:
-    """The table of the page and the terminal."""
+def _measures(
+    codes: Codes, labels: Ints, n_classes: int, latents: Latents, shares: Mapping[str, float], compared: str
+) -> tuple[Measure, ...]:
+    """The table of the page and the terminal; `shares` are what `measures.explained` gives."""
     found = latents.summary()
     n, width = codes.features.n, codes.width
 
     def mean(title: str, name: str, note: str) -> Measure:
         return Measure(title, found[name], found[f"{name}_chance"], note)
 
-    explained = explained_variance(codes)
     directions = codes.adapter.directions
     alike = None if directions is None else coherence(directions)
     no_decoder = "the method has no decoder"
@@ -185,7 +198,25 @@ def _measures(codes: Codes, labels: Ints, n_classes: int, latents: Latents, comp
     top_supported = f"{100 * found['top_supported_share']:.0f} % of latents have {TOP_ROWS} active rows"
     return (
         Measure(
-            "explained variance", explained, note=no_decoder if directions is None else "of held-out features"
+            "explained variance",
+            shares.get(f"explained_variance{HELD_OUT}"),
+            note="of held-out features" if shares else no_decoder,
+        ),
+        *(
+            Measure(title, shares[name], note=note)
+            for title, name, note in (
+                (
+                    "explained variance, untrained",
+                    f"explained_variance{UNTRAINED}{HELD_OUT}",
+                    "by the adapter before its training, with as many active latents",
+                ),
+                (
+                    "explained variance, PCA",
+                    "explained_variance_pca",
+                    "by as many components as latents are active",
+                ),
+            )
+            if name in shares
         ),
         Measure("L0", found["l0"], note=f"± {number(found['l0_std'])} between rows"),
         Measure(

@@ -6,8 +6,14 @@ from dataclasses import asdict
 import numpy as np
 
 from monoeval.adapters.base import Codes
+from monoeval.adapters.learned import HELD_OUT, UNTRAINED
+from monoeval.adapters.registry import build
+from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import ImageSet, Ints
-from monoeval.metrics.dictionary import coherence
+from monoeval.keys import key
+from monoeval.metrics.dictionary import coherence, explained_variance
 from monoeval.metrics.drift import drift
 from monoeval.metrics.latents import measure
 from monoeval.metrics.separation import margin_quantiles, scatter_ratio
@@ -19,14 +25,14 @@ KEPT = 256
 _found: dict[str, dict[str, float]] = {}
 
 
-def once(key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `make` gives, made once in a process for each key; the oldest are forgotten."""
-    if key not in _found:
+def once(name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `make` gives, made once in a process for each name; the oldest are forgotten."""
+    if name not in _found:
         made = make()
         while len(_found) >= KEPT:
             del _found[next(iter(_found))]
-        _found[key] = made
-    return _found[key]
+        _found[name] = made
+    return _found[name]
 
 
 def held_out(codes: Codes, images: ImageSet) -> dict[str, float]:
@@ -38,6 +44,33 @@ def held_out(codes: Codes, images: ImageSet) -> dict[str, float]:
     if directions is not None:
         found["coherence"] = coherence(directions).mean
     return _finite(found)
+
+
+def explained(codes: Codes, train: FeatureSet, seed: int | None) -> dict[str, float]:
+    """Explained variance of held-out rows by their codes, by the adapter before its training, and by PCA.
+
+    `train` are the features of the training images and `seed` the adapter's; without one there is no untrained
+    self. PCA has as many components as a row has active latents. Empty where the adapter has no way back.
+    """
+    adapter, rows = codes.adapter, TrainingRows(train, None, codes.device)
+    first = np.arange(min(1, len(codes)))
+    if not len(first) or adapter.decode(next(codes.chunks(first))) is None:
+        return {}
+    found = {f"explained_variance{HELD_OUT}": explained_variance(codes)}
+    before = None if seed is None else adapter.untrained(rows, seed=seed)
+    if before is not None:
+        value = explained_variance(Codes(codes.features, before, codes.device))
+        found[f"explained_variance{UNTRAINED}{HELD_OUT}"] = value
+        components = max(1, round(adapter.measures.get("l0", adapter.width)))
+        name = key(["pca", train.key, codes.features.key, components])
+        found |= once(name, lambda: {"explained_variance_pca": _by_components(codes, rows, components)})
+    return found
+
+
+def _by_components(codes: Codes, rows: TrainingRows, components: int) -> float:
+    """The share of the variance of the rows of `codes` that the leading `components` of `rows` explain."""
+    pca = build(AdapterSpec(method="pca", params={"components": components})).fit(rows, seed=0)
+    return explained_variance(Codes(codes.features, pca, codes.device))
 
 
 def margins(codes: Codes, rows: Ints, labels: Ints, probes: Probes, member: int) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """Every method behind the one contract, and the closed-form ones against scikit-learn."""
 
+import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -17,7 +19,9 @@ from monoeval.adapters.registry import METHODS, build, controls_for, spec_of
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached, load, save
+from monoeval.adapters.subset import Subset
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.metrics.dictionary import explained_variance
 
 CPU = torch.device("cpu")
 FITTED = [name for name in METHODS if name != "pretrained"]  # that one needs files: test_foreign
@@ -89,6 +93,22 @@ def test_pca_leaves_out_directions_without_variance(feature_set):
     assert (constant.encode(torch.from_numpy(x))[:, 5] == 0).all()
 
 
+def test_standardize_and_pca_lead_back_to_the_features(feature_set):
+    x = data()
+    x[:, 5] = 7
+    features, tensor = feature_set(x), torch.from_numpy(x)
+    standard = fitted("standardize", features)
+    torch.testing.assert_close(standard.decode(standard.encode(tensor)), tensor, atol=1e-5, rtol=1e-5)
+    whole = fitted("pca", features, components=6)
+    torch.testing.assert_close(whole.decode(whole.encode(tensor)), tensor, atol=1e-3, rtol=1e-3)
+    part, oracle = fitted("pca", features, components=2), PCA(2).fit(x.astype(np.float64))
+    back = part.decode(part.encode(tensor))
+    np.testing.assert_allclose(back, oracle.inverse_transform(oracle.transform(x)), atol=1e-3)
+    codes = Codes(features, part, CPU)
+    assert explained_variance(codes) == pytest.approx(part.report()["explained_variance"], abs=1e-5)
+    torch.testing.assert_close(part.directions, part.decode(torch.eye(2)) - part.decode(torch.zeros(2, 2)))
+
+
 def test_the_fixed_functions(feature_set):
     x = data()
     x[0] = 0
@@ -158,6 +178,44 @@ def test_what_a_study_asks_for_is_trained_as_one_stack_and_is_what_it_would_be_a
         monkeypatch.setattr(sae, "free_bytes", lambda _, free=2 * little * each: free)
         assert ask(2, 0, wanted)[1] == alone[2, 0][1]
         assert stacks == divided
+
+
+def test_an_adapter_knows_its_backbone_and_refuses_the_features_of_another(feature_set, tmp_path):
+    ours = replace(feature_set(data()), backbone="one", fingerprint="1")
+    more = replace(feature_set(data(90), "more"), backbone="one", fingerprint="1")
+    retrained = replace(feature_set(data(), "retrained"), backbone="one", fingerprint="2")
+    others = replace(feature_set(data(), "others"), backbone="another", fingerprint="3")
+    fit_cached(spec("sae"), ours, None, seed=0, device=CPU, also=[(spec("sae", width=30, k=4, steps=5), 0)])
+    folders = [path.parent for path in (tmp_path / "cache" / "adapters").glob("*/adapter.json")]
+    held = fit_cached(spec("sae"), ours, None, seed=0, device=CPU)
+    assert len(folders) == 2
+    for adapter in (held, *map(load, folders), Subset(held, np.arange(5))):
+        for known in (ours, more, feature_set(data(), "unknown")):
+            assert Codes(known, adapter, CPU).dense().shape[0] == known.n
+        with pytest.raises(UsageError, match="fitted on features of one and these are of another: name"):
+            Codes(others, adapter, CPU)
+        with pytest.raises(UsageError, match="these are of other weights, layer or size of one: name"):
+            Codes(retrained, adapter, CPU)
+    again = AdapterSpec(method="pretrained", params={"path": str(folders[0])})
+    assert build(again).fit(TrainingRows(more, None, CPU), seed=0).width == 30
+    with pytest.raises(UsageError, match="fitted on features of one and these are of another: name"):
+        build(again).fit(TrainingRows(others, None, CPU), seed=0)
+
+
+@pytest.mark.parametrize("lost", ["spec", "report"])
+def test_a_description_without_what_it_describes_is_one_sentence(lost, feature_set, tmp_path, caplog):
+    features = feature_set(data())
+    fit_cached(spec("sae"), features, None, seed=0, device=CPU)
+    path = next((tmp_path / "cache" / "adapters").glob("*/adapter.json"))
+    whole = path.read_text()
+    path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != lost}))
+    with pytest.raises(MonoevalError, match="does not say which adapter it holds") as told:
+        load(path.parent)
+    assert "\n" not in str(told.value)
+    with caplog.at_level(logging.WARNING, "monoeval"):
+        fit_cached(spec("sae"), features, None, seed=0, device=CPU)
+    assert "is fitted again" in caplog.text
+    assert path.read_text() == whole
 
 
 @pytest.mark.parametrize("file", ["adapter.safetensors", "adapter.json"])

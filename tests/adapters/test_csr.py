@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from monoeval.adapters.base import SparseRows
 from monoeval.adapters.csr import CSR
 from monoeval.adapters.registry import build, controls_for
 from monoeval.adapters.rows import TrainingRows
@@ -100,6 +101,18 @@ def test_a_batch_is_images_as_they_are_and_in_one_view_each_at_the_cost_of_sae(f
         used |= {number for number in (1, 2, 3) if torch.allclose(view, tables[number][at], atol=1e-5)}
     assert len(seen) == 12
     assert used == {1, 2}
+
+
+def test_a_latent_is_dead_after_as_many_passes_over_the_images_as_is_said(feature_set, monkeypatch):
+    """Each step shows 8 of 40 images twice, and what has not fired is taught from step 10 on."""
+    taught = []
+    rows = training_rows(feature_set, planted(images=40))
+    monkeypatch.setattr("monoeval.adapters.sae.aux_k", lambda h, *_: taught.append(1) or 0 * h.sum())
+    monkeypatch.setattr(
+        CSR, "top_k", lambda _, h: SparseRows(h[:, :4].relu(), torch.arange(4).expand(len(h), 4), 40)
+    )
+    make(steps=16, batch_size=16, dead_epochs=2.0).fit(rows, seed=0)
+    assert len(taught) == 16 - 9
 
 
 def test_the_contrastive_term_pulls_together_views_that_it_never_saw(feature_set):

@@ -398,8 +398,10 @@ def test_an_adapter_of_our_own(feature_set, tmp_path):
 
 def test_an_adapter_of_our_own_without_a_way_back(feature_set, tmp_path):
     features = feature_set(X)
-    fit_cached(AdapterSpec(method="standardize"), features, None, seed=None, device=CPU)
-    ours = fitted(next((tmp_path / "cache" / "adapters").glob("*/adapter.json")).parent, features)
+    asked = AdapterSpec(method="l2norm")
+    whole = build(asked).fit(TrainingRows(features, None, CPU), seed=0)
+    save(whole, asked, tmp_path / "saved", features=features.key)
+    ours = fitted(tmp_path / "saved", features)
     assert ours.decode(ours.encode(torch.from_numpy(X))) is None
     assert ours.report() == {"l0": D, "dead_share": 0, "width": D}
 

@@ -14,11 +14,14 @@ from monoeval.adapters.base import Codes, SparseRows
 from monoeval.adapters.dictionary import Schedule, Training, kth_largest, packed
 from monoeval.adapters.registry import METHODS, build, controls_for
 from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.sae import TopKSAE
 from monoeval.adapters.sae_archetypal import centroids
 from monoeval.adapters.sae_penalised import gate_loss, jump
-from monoeval.adapters.settings import DictionarySettings, TrainingSettings
+from monoeval.adapters.settings import DictionarySettings, ScheduleSettings
 from monoeval.adapters.spec import AdapterSpec
-from monoeval.adapters.store import load, save
+from monoeval.adapters.store import fit_cached, load, save
+from monoeval.adapters.topk import BETAS
+from monoeval.cli.options import method_specs
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.codes import TrainingCodes
 
@@ -27,7 +30,7 @@ OURS = (
     "sae", "sae-batchtopk", "sae-matryoshka", "sae-archetypal", "sae-jumprelu", "sae-l1", "sae-gated",
     "random-topk", "frozen-decoder", "frozen-encoder", "dense-ae",
 )  # fmt: skip
-TRAINED = [name for name in OURS if issubclass(METHODS[name].settings, TrainingSettings)]
+TRAINED = [name for name in OURS if issubclass(METHODS[name].settings, ScheduleSettings)]
 VARIABLE = ("sae-batchtopk", "sae-jumprelu", "sae-l1", "sae-gated")
 SIZE = {"width": 40, "k": 5}
 
@@ -50,9 +53,13 @@ def combined(rows=2000, seed=3):
     return (np.where(used, generator.uniform(1, 2, (rows, 30)), 0) @ atoms).astype(np.float32)
 
 
+def size_of(method):
+    return {name: value for name, value in SIZE.items() if name in METHODS[method].settings.model_fields}
+
+
 def fitted(method, features, rows=None, seed=0, **params):
     steps = {"steps": 12} if method in TRAINED else {}
-    return make(method, **{**SIZE, **steps, **params}).fit(TrainingRows(features, rows, CPU), seed=seed)
+    return make(method, **{**size_of(method), **steps, **params}).fit(TrainingRows(features, rows, CPU), seed=seed)
 
 
 def dense(codes):
@@ -78,7 +85,7 @@ def started(method, x, **params):
 @pytest.mark.parametrize("method", OURS)
 def test_what_is_saved_gives_identical_codes_reconstructions_and_directions(method, feature_set, tmp_path):
     adapter = fitted(method, feature_set(made()))
-    save(adapter, AdapterSpec(method=method, params=SIZE), tmp_path / "it", seed=0)
+    save(adapter, AdapterSpec(method=method, params=size_of(method)), tmp_path / "it", seed=0)
     again, x = load(tmp_path / "it"), torch.from_numpy(made(90, seed=1))
     ours, theirs = adapter.encode(x), again.encode(x)
     assert type(ours) is type(theirs)
@@ -95,12 +102,15 @@ def test_wrong_sizes_and_features_are_one_sentence(method, feature_set):
     broken = data.copy()
     broken[3, 2] = np.nan
     wrong = [
-        (UsageError, data, {"k": 50, "width_factor": 4.0}, "k is 50 and the dictionary has 20 latents"),
-        (UsageError, data, {"k": 9, "width": 8}, "k is 9, more than the width of 8"),
         (UsageError, data, {"width": 0}, "width cannot be 0"),
-        (MonoevalError, broken, SIZE, "1 of 30 training rows have features that are not finite"),
-        (MonoevalError, np.full_like(data, 0.1), SIZE, "All 5 features are constant over the 30 training rows"),
+        (MonoevalError, broken, {"width": 40}, "1 of 30 training rows have features that are not finite"),
+        (MonoevalError, np.full_like(data, 0.1), {}, "All 5 features are constant over the 30 training rows"),
     ]
+    if "k" in size_of(method):
+        wrong += [
+            (UsageError, data, {"k": 50, "width_factor": 4.0}, "k is 50 and the dictionary has 20 latents"),
+            (UsageError, data, {"k": 9, "width": 8}, "k is 9, more than the width of 8"),
+        ]
     for number, (error, features, size, words) in enumerate(wrong):
         with pytest.raises(error, match=words) as caught:
             make(method, **params, **size).fit(
@@ -474,13 +484,95 @@ def test_a_dense_autoencoder_has_no_zeros_but_those_of_relu(feature_set):
     assert adapter.report()["explained_variance"] > 0.9
 
 
+def test_a_dense_autoencoder_takes_no_k_that_would_do_nothing(feature_set):
+    with pytest.raises(UsageError, match="no dense-ae parameter named 'k'"):
+        make("dense-ae", width=8, k=9)
+    narrow = fitted("dense-ae", feature_set(made()), width=8)
+    assert (narrow.width, narrow.report()["k"]) == (8, 8)
+    assert method_specs(["sae", "dense-ae"], "4,8", "2") == [
+        AdapterSpec(method="sae", params={"k": (4, 8), "width_factor": 2.0}),
+        AdapterSpec(method="dense-ae", params={"width_factor": 2.0}),
+    ]
+
+
+@pytest.mark.parametrize("method", ["frozen-decoder", "frozen-encoder", "dense-ae"])
+def test_controls_are_trained_by_the_optimiser_of_sae(method, feature_set, monkeypatch):
+    made_with, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *a, **k: made_with.append(k.get("betas")) or adam(*a, **k))
+    for name in (method, "sae"):
+        fitted(name, feature_set(made(60)), steps=1)
+    assert set(made_with) == {BETAS}
+
+
+@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("rows", [[2], [0, 2, 3]])
+def test_a_row_of_nan_gets_codes_of_nan_and_leaves_the_others_alone(method, rows, feature_set):
+    adapter = fitted(method, feature_set(made()))
+    x = torch.from_numpy(made(6, seed=1))
+    broken = x.clone()
+    broken[rows] = np.nan
+    ours, theirs = dense(adapter.encode(broken)), dense(adapter.encode(x))
+    assert torch.isnan(ours[rows]).any(dim=1).all()
+    others = [i for i in range(6) if i not in rows]
+    torch.testing.assert_close(ours[others], theirs[others])
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_diverged_training_is_one_sentence_and_is_not_kept(method, feature_set, tmp_path):
+    spec = AdapterSpec(method=method, params={"width": 20, "steps": 30, "learning_rate": 1e30})
+    features = feature_set(made(100))
+    with pytest.raises(
+        MonoevalError, match=f"{method} diverged within 30 steps: set learning_rate lower than"
+    ) as told:
+        fit_cached(spec, features, None, seed=0, device=CPU)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.glob("cache/adapters/*/*.json"))
+
+
+def test_a_member_that_diverges_takes_no_other_with_it(feature_set, monkeypatch):
+    """Seed 1 alone is broken, whoever asked for it to be trained beside."""
+    features, end = feature_set(made(100)), TopKSAE._end
+
+    def ends(self, rows, schedule):
+        if self.k == 3:
+            self.decoder[0, 0] = np.nan
+        end(self, rows, schedule)
+
+    monkeypatch.setattr(TopKSAE, "_end", ends)
+    good, bad = (AdapterSpec(method="sae", params={"width": 20, "k": k, "steps": 5}) for k in (2, 3))
+    adapter = fit_cached(good, features, None, seed=0, device=CPU, also=[(bad, 0)])
+    alone = build(good).fit(TrainingRows(features, None, CPU), seed=0)
+    assert torch.equal(adapter.decoder, alone.decoder)
+    with pytest.raises(MonoevalError, match="sae diverged"):
+        fit_cached(bad, features, None, seed=0, device=CPU, also=[(good, 0)])
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("sae", "learning_rate"), ("sae", "aux_weight"), ("sae", "dead_epochs"), ("sae", "width_factor"),
+        ("csr", "temperature"), ("csr", "contrast_weight"), ("sae-archetypal", "relaxation"),
+        ("sae-jumprelu", "sparsity_weight"), ("sae-jumprelu", "bandwidth"), ("ncl-head", "temperature"),
+        ("ncl-head", "learning_rate"), ("dense-ae", "learning_rate"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_settings_are_finite(method, name, value):
+    with pytest.raises(
+        UsageError, match=rf"{method}: {name} cannot be (inf|nan) \(input should be a finite number"
+    ):
+        make(method, **{name: value})
+
+
 @pytest.mark.parametrize("method", OURS)
 def test_each_arm_gets_the_controls_of_its_size(method):
     params = {"width_factor": 4.0, "k": 8}
+    if method == "dense-ae":
+        del params["k"]  # it has nothing to be sparse by
     controls = controls_for(AdapterSpec(method=method, params=params))
     if METHODS[method].is_control:
         assert controls == []
-        assert build(AdapterSpec(method=method, params=params)).size.k == 8  # beside any arm
+        assert build(AdapterSpec(method=method, params=params)).size.width_factor == 4  # beside any arm
         return
     as_measured = method in ("sae-jumprelu", "sae-l1", "sae-gated")  # the recipe adds random-topk with their L0
     twins = [] if as_measured else [AdapterSpec(method="random-topk", params=params)]

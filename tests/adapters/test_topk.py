@@ -1,5 +1,6 @@
 """The written-out steps of TopK training, against autograd and torch's own topk."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoeval.adapters import topk
+from monoeval.adapters.registry import build
+from monoeval.adapters.rows import TrainingRows
+from monoeval.adapters.sae import TopKDictionary
+from monoeval.adapters.settings import TrainedDictionarySettings
+from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.topk import BETAS, TopKSteps, aux_k, aux_share, largest
 
 D, M, K = 12, 64, 5
@@ -150,6 +156,59 @@ def test_the_largest_are_those_of_topk(n, eighths, k, seed):
     k = min(k, h.shape[1])
     ours, theirs = largest(h, k).sort(dim=1).values, h.topk(k, dim=1).indices.sort(dim=1).values
     assert torch.equal(ours, theirs)
+
+
+class ByAutograd(TopKDictionary):
+    """The method's formulas in the loop that all dictionaries share."""
+
+    method = "sae"
+    betas = BETAS
+
+
+ROWS, SIZE, BATCH = 96, {"width": 64, "k": 3, "steps": 24, "batch_size": 24}, 24
+"""Four batches a pass."""
+
+
+def training_rows(feature_set):
+    x = np.random.default_rng(0).standard_normal((ROWS, D)) ** 3  # most latents of 64 do not fire on few rows
+    return TrainingRows(feature_set(x), None, torch.device("cpu"))
+
+
+def loose(rows, seed, **params):
+    return ByAutograd(TrainedDictionarySettings(**{**SIZE, **params})).fit(rows, seed=seed)
+
+
+def sae(**params):
+    return build(AdapterSpec(method="sae", params={**SIZE, **params}))
+
+
+def apart(one, other):
+    return max(
+        float((a - b).abs().max()) for a, b in zip(one.state().values(), other.state().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("dead_epochs", [0.25, 0.5, 2.0])
+@pytest.mark.parametrize("aux_weight", [0.0, 1.0])
+def test_a_fit_teaches_dead_latents_as_its_settings_say(feature_set, aux_weight, dead_epochs):
+    """A latent is dead after ¼, ½ or 2 passes of 4 batches each; with another window the parameters part."""
+    rows, asked = training_rows(feature_set), {"aux_weight": aux_weight, "dead_epochs": dead_epochs}
+    ours = sae(**asked).fit(rows, seed=0)
+    assert apart(ours, loose(rows, 0, **asked)) < 2e-4
+    for other in ({"aux_weight": 1 - aux_weight}, {"dead_epochs": 7 * dead_epochs}):
+        if aux_weight or "aux_weight" in other:
+            assert apart(ours, loose(rows, 0, **{**asked, **other})) > 5e-3
+
+
+def test_members_that_are_fitted_together_teach_their_dead_latents(feature_set):
+    rows, asked = training_rows(feature_set), {"aux_weight": 1.0, "dead_epochs": 0.5}
+    wanted = [(3, 0), (3, 1), (2, 0)]
+    members = [sae(**asked, k=k) for k, _ in wanted]
+    type(members[0]).fit_together(members, rows, [seed for _, seed in wanted])
+    for member, (k, seed) in zip(members, wanted, strict=True):
+        assert apart(member, loose(rows, seed, **asked, k=k)) < 2e-4
+        assert apart(member, loose(rows, seed, **{**asked, "aux_weight": 0.0}, k=k)) > 5e-3
+        assert apart(member, loose(rows, seed, **{**asked, "dead_epochs": 3.5}, k=k)) > 5e-3
 
 
 def test_reduced_products_train_as_well(monkeypatch):

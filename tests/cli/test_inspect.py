@@ -67,9 +67,9 @@ def test_a_method_is_measured_and_drawn_and_its_folder_gives_the_same(
     assert [saved[group] for group in ("most", "least", "random")] == [
         method[group] for group in ("most", "least", "random")
     ]
-    assert "other features" not in caplog.text
+    assert "other images" not in caplog.text
     said(str(folder), *NETWORK, "--limit", "100", "--out", str(page))
-    assert "other features" in caplog.text
+    assert "other images of this backbone" in caplog.text
 
     error = wrong(str(folder), "--model", "test_vit", "--weights", "random", "--limit", "150")
     assert "64 features of test_vit" in str(error)
@@ -113,6 +113,23 @@ def test_a_reference_gives_the_monosemanticity_score(tmp_path: Path, monkeypatch
             scores.append((weights * cosines).sum() / weights.sum())
     assert score["value"] == pytest.approx(np.mean(scores), rel=1e-6)
     assert score["chance"] == pytest.approx(cosines.mean(), rel=1e-6)
+
+
+def test_an_adapter_that_is_not_trained_is_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    page = tmp_path / "page.html"
+    idle = ("sae", *SMALL, "--params", "k=4,width=48,steps=0", "--out", str(page))
+    found = said(*idle)
+    own, before = (found["measures"][f"explained variance{of}"]["value"] for of in ("", ", untrained"))
+    assert own == pytest.approx(before)
+    assert "held-out rows, its untrained self" in found["not trained"]
+    assert "is not trained: it explains" in caplog.text
+    assert "not trained" in page.read_text(encoding="utf-8")
+    assert "not trained it explains" in inspect(*idle).stdout
+    trained = said("sae", *SMALL, *QUICK, "--out", str(page))
+    assert "not trained" not in trained
+    assert 0 < trained["measures"]["explained variance, PCA"]["value"] <= 1
+    assert "held-out features" in inspect("pca", *SMALL, "--out", str(page)).stdout
+    assert "no decoder" in inspect("relu", *SMALL, "--out", str(page)).stdout
 
 
 class Fixed(Adapter):
@@ -191,6 +208,35 @@ def test_the_evaluated_model_is_no_reference(tmp_path: Path, monkeypatch: pytest
     error = wrong("relu", *same)
     assert isinstance(error, UsageError)
     assert "another one" in str(error)
+    at_other_sizes = "--model", "test_resnet", "--weights", "random", "--reference", "test_resnet", "--image-size"
+    assert "--weights" in str(wrong("relu", *at_other_sizes, "40"))  # pretrained weights are another model
+    for read in (("--image-size", "24"), ("--layer", "0"), ("--precision", "fp32")):
+        assert "another one" in str(wrong("relu", *same, *read))
+
+
+def test_an_adapter_of_another_backbone_is_refused_by_name(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have 48 features, which is all that could be told from the tensors."""
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(PIXELS)
+    Path("others.py").write_text(PIXELS.replace("pixels", "others").replace("AvgPool", "MaxPool"))
+    size = ("--limit", "60", "--count", "1", "--top", "1", "--image-size", "32", "--out", "page.html")
+    said("standardize", "--model", "model.py:pixels", *size)
+    folder = str(next((cache / "adapters").glob("*/adapter.json")).parent)
+    error = wrong(folder, "--model", "others.py:others", *size)
+    assert isinstance(error, UsageError)
+    assert "was fitted on features of model.py:pixels and these are of others.py:others" in str(error)
+    assert "other weights, layer or size of model.py:pixels" in str(
+        wrong(folder, "--model", "model.py:pixels", *size[:-4], "--image-size", "8", *size[-2:])
+    )
+    said(folder, "--model", "model.py:pixels", "--limit", "40", *size[2:])
+    (Path(folder) / "adapter.json").write_text(
+        json.dumps(
+            {k: v for k, v in json.loads((Path(folder) / "adapter.json").read_text()).items() if k != "spec"}
+        )
+    )
+    assert "does not say which adapter it holds" in str(wrong(folder, "--model", "model.py:pixels", *size))
 
 
 def test_data_without_rows_say_so(tmp_path: Path) -> None:
