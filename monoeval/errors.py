@@ -35,14 +35,24 @@ def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> Usa
     return UsageError(f"There is no {kind} named {word!r}: {advice}{' ' + hint if hint else ''}")
 
 
+NO_MEMORY = ("allocate", "ALLOC_FAILED", "out of memory")
+"""In the words of torch's allocators, and of the libraries that a GPU's products and convolutions come from."""
+
+
 @contextmanager
 def enough_memory(what: str, advice: str) -> Iterator[None]:
     """Turn what torch and numpy raise where memory runs out into one sentence."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate" in str(
-            error
-        ):  # torch has no class of its own for it on a CPU
+        # torch has no class of its own for it on a CPU, nor for a library's failure on a GPU
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             raise MonoevalError(f"There is not enough memory for {what}: {advice}.") from error
         raise
+
+
+def smaller_batch(batch: int, asked: str, otherwise: str) -> str:
+    """What to do where batches of `batch` images do not fit: half of it, in the words of `asked` with its {}, and
+    `otherwise`, alone where it cannot be halved."""
+    half = f"try {asked.format(batch // 2)}, or " if batch > 2 else ""
+    return half + otherwise

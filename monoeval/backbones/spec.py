@@ -1,6 +1,6 @@
 """The contract of the backbone room: how a recipe names a backbone."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,10 +25,10 @@ class PretrainSpec(Spec):
     """0 leaves the network as it was drawn."""
     batch_size: Annotated[int, Field(ge=2)] = 256
     """Images, of which there are two views each."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-3
     """Its peak; it is not scaled by the batch."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    temperature: Annotated[float, Field(gt=0)] = 0.2
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     width: Annotated[int, Field(ge=1)] = 128
     """Width of the projector's output, which is what is read as features unless another layer is asked for."""
     image_size: Annotated[int, Field(ge=8)] = 16
@@ -49,7 +49,7 @@ class PretrainSpec(Spec):
     """`gentle` crops, turns and jitters little; `simclr` (Chen et al. 2020) has strong colours, grey and blur."""
     normalise_first: bool = False
     """Bring the projector's rows to length one before they are rectified too, where GELU's slope is never flat."""
-    density: Annotated[float, Field(ge=0)] = 0.0
+    density: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight of the mean absolute entry of the normalised (and rectified) rows, which is subtracted from the loss:
     it rewards dense features a little."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -68,6 +68,20 @@ class PretrainSpec(Spec):
             advice = f"did you mean {near!r}?" if near else "give tiny, or a timm name such as resnet18."
             raise UsageError(f"There is no network named {network!r} to pretrain: {advice}")
         return {**LARGER, **given}
+
+    @model_validator(mode="after")
+    def _of_some_effect(self) -> Self:
+        """Refuse what would change nothing but the key; the defaults of the network are written in resolved
+        recipes, so they stay."""
+        if self.network == "tiny" and self.stem != "auto":
+            raise ValueError("stem is of the ResNets of timm: leave it out, or choose a network such as resnet18")
+        usual = self.network != "tiny" and LARGER["normalise_first"]
+        if self.objective in ("simclr", "supcon") and not self.density and self.normalise_first != usual:
+            raise ValueError(
+                f"normalise_first changes nothing for {self.objective} without density, as its rows are not "
+                "rectified: leave it out"
+            )
+        return self
 
 
 LARGER: dict[str, Any] = {

@@ -21,6 +21,10 @@ def finetune(
     learning_rate: Annotated[
         str | None, typer.Option(help="One, or several to choose from on held-out training rows.")
     ] = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option(help="Other settings, e.g. batch_size=32,crop=1,flip=true,rank=4. Repeat it, or use commas."),
+    ] = None,
     data: o.DataName = "digits",
     target: o.Target = None,
     select_on: o.SelectOn = None,
@@ -29,6 +33,7 @@ def finetune(
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
     domain_column: o.DomainColumn = None,
+    group_column: o.GroupColumn = None,
     domains: o.Domains = None,
     split: o.Split = None,
     weights: o.Weights = "pretrained",
@@ -50,21 +55,24 @@ def finetune(
     from monoeval.data.images import DataSpec
     from monoeval.errors import UsageError
     from monoeval.suite.changes import changed, finetuning
+    from monoeval.training.settings import FinetuneSpec
 
     models = o.split_commas(model)
     if not models:
         raise UsageError("Which backbone? Name one with --model, for example `monoeval finetune --model vit_b16`.")
+    own = ("kind", "objective", "adapt", "learning_rates")  # have options that take lists, or none
+    others = o.named_settings(params, [n for n in FinetuneSpec.model_fields if n not in own], "batch_size=32")
     rates = {} if learning_rate is None else {"learning_rates": o.split_commas([learning_rate])}
     study = finetuning(
         o.backbone_specs(models, weights, layer, pool, image_size, precision),
         objectives=o.split_commas([objective]),
         adapts=o.split_commas([adapt]),
-        settings={**rates, **({} if epochs is None else {"epochs": epochs})},
+        settings={**rates, **({} if epochs is None else {"epochs": epochs}), **others},
     )
     study = changed(
         study,
         name="finetune-" + "+".join(o.short(m) for m in models),
-        data=o.data_spec(data, image_column, label_column, split, domain_column, domains),
+        data=o.data_spec(data, image_column, label_column, split, domain_column, domains, group_column),
         target=[DataSpec(name=name) for name in o.split_commas(target)],
         scenarios=o.split_commas(scenario),
         select_on=select_on,

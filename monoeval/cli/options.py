@@ -48,6 +48,10 @@ ZeroShot = Annotated[
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the images, where it cannot be guessed.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels, where it cannot be guessed.")]
 DomainColumn = Annotated[str | None, typer.Option(help="Column with the domains, if it is not called domain.")]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with what rows belong to (writer, patient, video): they count as clusters."),
+]
 Domains = Annotated[
     list[str] | None, typer.Option(help="Only these domains of the data. Repeat it, or use commas.")
 ]
@@ -73,6 +77,19 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 def split_commas(values: list[str] | None) -> list[str]:
     """Repeated options and comma lists are the same."""
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def named_settings(params: list[str] | None, settings: list[str], example: str) -> dict[str, str]:
+    """What `--params NAME=VALUE` says, each name one of `settings`; UsageError for what is written otherwise."""
+    given = {}
+    for param in split_commas(params):
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise UsageError(f"--params is written as NAME=VALUE, for example {example}, and not {param!r}.")
+        if name not in settings:
+            raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
+        given[name] = value
+    return given
 
 
 def short(model: str) -> str:
@@ -145,11 +162,13 @@ def data_spec(
     splits: list[str] | None,
     domain_column: str | None = None,
     domains: list[str] | None = None,
+    group_column: str | None = None,
 ) -> DataSpec | None:
     """The specification of `--data`, or None where it was not given."""
     if name is None:
         given = {"--image-column": image_column, "--label-column": label_column, "--split": splits,
-                 "--domain-column": domain_column, "--domains": domains}  # fmt: skip
+                 "--domain-column": domain_column, "--domains": domains,
+                 "--group-column": group_column}  # fmt: skip
         idle = next((option for option, value in given.items() if value), None)
         if idle:
             raise UsageError(f"{idle} speaks of a data set: name it with --data.")
@@ -162,5 +181,6 @@ def data_spec(
         train_split=names[0] if names else None,
         test_split=names[1] if len(names) > 1 else None,
         domain_column=domain_column,
+        group_column=group_column,
         domains=tuple(split_commas(domains)) or None,
     )

@@ -26,7 +26,11 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(help="Images a step, of two views each.")] = None,
     image_size: Annotated[int | None, typer.Option(min=8, help="Pixels a side that the network sees.")] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's epochs, projector and loss, where not given otherwise.")
+        bool,
+        typer.Option(
+            "--paper",
+            help="The paper's epochs, projector and loss for CIFAR, on any data, where not given otherwise.",
+        ),
     ] = False,
     params: Annotated[
         list[str] | None,
@@ -82,7 +86,7 @@ def pretrain(
                  markup=False, soft_wrap=True)  # fmt: skip
 
 
-def _spec(objective: str, model: str, paper: bool, given: dict[str, int], params: list[str]) -> "PretrainSpec":
+def _spec(objective: str, model: str, paper: bool, given: dict[str, Any], params: list[str]) -> "PretrainSpec":
     from typing import get_args
 
     from pydantic import ValidationError
@@ -100,19 +104,13 @@ def _spec(objective: str, model: str, paper: bool, given: dict[str, int], params
         raise UsageError("--paper is for the networks of timm: name one, for example --model resnet18.")
     chosen: dict[str, Any] = {"objective": objective, "network": model}
     settings = [name for name in PretrainSpec.model_fields if name not in chosen]
-    for param in params:
-        name, equals, value = param.partition("=")
-        if not equals:
-            raise UsageError(
-                f"--params is written as NAME=VALUE, for example learning_rate=0.3, and not {param!r}."
-            )
-        if name not in settings:
-            raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
-        given = {**given, name: value}  # type: ignore[dict-item]
+    given = {**given, **o.named_settings(params, settings, "learning_rate=0.3")}
     try:
         return PretrainSpec.model_validate({**chosen, **(paper_settings(objective) if paper else {}), **given})
     except ValidationError as invalid:
         first = invalid.errors(include_url=False)[0]
+        if not first["loc"]:  # of settings that do not go together
+            raise UsageError(f"{first['msg'].removeprefix('Value error, ')}.") from None
         raise UsageError(f"{first['loc'][0]} cannot be {first['input']!r}: {first['msg'].lower()}.") from None
 
 

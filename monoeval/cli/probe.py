@@ -17,6 +17,7 @@ def probe(
     image_column: o.ImageColumn = None,
     label_column: o.LabelColumn = None,
     domain_column: o.DomainColumn = None,
+    group_column: o.GroupColumn = None,
     domains: o.Domains = None,
     split: o.Split = None,
     weights: o.Weights = "pretrained",
@@ -39,7 +40,7 @@ def probe(
     models = o.split_commas(model)
     if not models:
         raise UsageError("Which backbone? Name one with --model, for example `monoeval probe --model vit_b16`.")
-    spec = o.data_spec(data, image_column, label_column, split, domain_column, domains)
+    spec = o.data_spec(data, image_column, label_column, split, domain_column, domains, group_column)
     assert spec is not None
     study = Recipe(
         name="+".join(o.short(m) for m in models),

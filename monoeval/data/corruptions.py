@@ -265,6 +265,8 @@ EXTRAS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """Held out by the authors to tune on; no part of a mean over the scored ones."""
 SUBSTITUTES = {"frost": "frost-synthetic"}
 """What a corruption is called in protocols where it is not made as published."""
+DRAWN = frozenset(SUBSTITUTES.get(name, name) for name, corruption in _REGISTRY.items() if corruption.draws)
+"""Those that chance has a part in, as protocols call them."""
 
 
 def corrupt(images: NDArray[np.uint8], ids: NDArray[np.str_], transform: Transform) -> NDArray[np.uint8]:

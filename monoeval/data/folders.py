@@ -43,8 +43,9 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
         raise UsageError(
             f"{root} has no class folders: put each class's images in a folder of their own ({root}/cat/1.jpg)."
         )
-    if spec.domain_column is not None:
-        raise UsageError(f"{root} holds folders of images, which have no columns: leave out --domain-column.")
+    for asked_for, option in ((spec.domain_column, "--domain-column"), (spec.group_column, "--group-column")):
+        if asked_for is not None:
+            raise UsageError(f"{root} holds folders of images, which have no columns: leave out {option}.")
     asked = {name for name in (spec.train_split, spec.test_split) if name}
     # A split folder without class folders (unlabelled test images) is of no use here.
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]

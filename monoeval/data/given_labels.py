@@ -11,6 +11,7 @@ from monoeval.data.images import DataSpec, ImageSet, Ints
 from monoeval.data.label_noise import some
 from monoeval.data.load import training_rows
 from monoeval.errors import UsageError, nearest
+from monoeval.keys import file_key
 
 
 def from_file(path: Path, spec: DataSpec, train: ImageSet) -> Ints:
@@ -24,8 +25,7 @@ def from_file(path: Path, spec: DataSpec, train: ImageSet) -> Ints:
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"The labels in {path} cannot be read ({reason}): check the path of file.") from error
+        raise _unreadable(path, error) from error
     table = [row for row in csv.reader(lines) if row] if path.suffix.lower() == ".csv" else []
     everyone = training_rows(spec)
     if table and len(table[0]) > 1:
@@ -38,6 +38,19 @@ def from_file(path: Path, spec: DataSpec, train: ImageSet) -> Ints:
             "a row in their order, or a .csv with lines of id,label."
         )
     return _positions(words, train.class_names, str(path))[_rows_of(train.ids, everyone.ids)]
+
+
+def content_of(path: Path) -> str:
+    """A hash of the file's bytes. Raises UsageError where it cannot be read."""
+    try:
+        return file_key(path.expanduser())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or "it is not text"
+    return UsageError(f"The labels in {path} cannot be read ({reason}): check the path of file.")
 
 
 def _by_id(table: list[list[str]], ids: list[str], path: Path) -> list[str]:

@@ -36,6 +36,9 @@ class DataSpec(Spec):
     test_split: str | None = None
     domain_column: str | None = None
     """Which column of a table names the domain of a row; one called `domain` needs not be named."""
+    group_column: str | None = None
+    """Which column of a table names what rows belong to (a writer, a patient, a video): statistics take the rows
+    of one for a cluster, and what is held out is whole ones."""
     domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Only images of these domains, in every split; None: all there are."""
     hierarchy: Hierarchy | None = None

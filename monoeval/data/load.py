@@ -12,7 +12,7 @@ import numpy as np
 
 from monoeval.data import cifar101, loaders, objectnet
 from monoeval.data.embedded import EMBEDDED
-from monoeval.data.images import Data, DataSpec, ImageSet
+from monoeval.data.images import Data, DataSpec, ImageSet, Ints
 from monoeval.data.source import Source, Splits, together
 from monoeval.data.splits import held_out, stratified_limit
 from monoeval.data.subclasses import to_superclasses
@@ -147,7 +147,7 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 
 
 def _embedded(spec: DataSpec) -> Data:
-    if any((spec.image_column, spec.label_column, spec.train_split, spec.test_split)):
+    if any((spec.image_column, spec.label_column, spec.group_column, spec.train_split, spec.test_split)):
         raise UsageError(f"{spec.name} is embedded and has its own columns and splits: name none of them.")
     if spec.domains or spec.domain_column:
         raise UsageError(f"{spec.name} has no domains: leave out --domains and --domain-column.")
@@ -170,10 +170,27 @@ def _found(spec: DataSpec) -> Data:
     if test is not None:
         return Data(train=train_set, test=_image_set(name, test, names), domains=train.domains_here)
     strata = train_set.labels if train.domain is None else train.domain * len(names) + train_set.labels
-    kept, held = held_out(strata, train_set.ids)
+    kept, held = held_out(strata, train_set.ids, train.groups)
+    if train.groups is not None:
+        _check_divided(name, train_set, kept, held)
     if not len(held):
         raise UsageError(f"{name} has too few images to hold some out for test: add images or a test split.")
     return Data(train=train_set.take(kept), test=train_set.take(held), whole=train_set, domains=train.domains_here)
+
+
+def _check_divided(name: str, images: ImageSet, kept: Ints, held: Ints) -> None:
+    """Refuse a division by groups that leaves nothing to test on, or a class nothing to learn from."""
+    if not len(held):
+        raise UsageError(
+            f"{name} has no group of at most 30 % of its rows that could be held out for test: give it a test "
+            "split of its own."
+        )
+    lost = sorted(set(images.labels[held].tolist()) - set(images.labels[kept].tolist()))
+    if lost:
+        some = ", ".join(images.class_names[c] for c in lost[:5])
+        raise UsageError(
+            f"{name} has classes whose every group is held out for test ({some}): give it a test split of its own."
+        )
 
 
 def _domains_together(name: str, splits: Splits, spec: DataSpec) -> Splits:
@@ -337,12 +354,17 @@ def _class_names(name: str, train: Source, test: Source | None) -> tuple[str, ..
 def _image_set(name: str, source: Source, class_names: tuple[str, ...]) -> ImageSet:
     position = {n: i for i, n in enumerate(class_names)}
     labels = np.array([position.get(n, -1) for n in source.names], dtype=np.int64)[source.labels]
+    content = [list(source.keys), source.ids.tolist(), labels.tolist(), list(class_names)]
+    groups = None
+    if source.groups is not None:
+        groups = np.unique(source.groups, return_inverse=True)[1].astype(np.int64)
+        content.append(source.groups.tolist())  # they decide folds, and what a score's intervals are over
     return ImageSet(
         name=name,
         labels=labels,
         class_names=class_names,
         ids=source.ids,
-        groups=None,
-        fingerprint=key([list(source.keys), source.ids.tolist(), labels.tolist(), list(class_names)]),
+        groups=groups,
+        fingerprint=key(content),
         read=source.read,
     )

@@ -16,7 +16,7 @@ class Source:
 
     `labels` are positions in `names`, −1 where a row has none. `names` of two splits of one data set may differ
     (a folder lacks a class); they are matched by name. `keys` are content hashes, in row or file order.
-    `domain` are positions in `domains`.
+    `domain` are positions in `domains`; `groups` name what rows belong together.
     """
 
     labels: Ints  # [N]
@@ -26,6 +26,7 @@ class Source:
     read: Callable[[int], Image]
     domains: tuple[str, ...] = ()
     domain: Ints | None = None  # [N]
+    groups: NDArray[np.str_] | None = None  # [N]
 
     @property
     def domains_here(self) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ class Source:
             ids=self.ids[rows],
             read=RowsOf(self.read, rows),
             domain=None if self.domain is None else self.domain[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
 
@@ -52,6 +54,7 @@ def together(parts: Mapping[str, Source]) -> Source:
         for part in parts.values()
     ]
     sizes = [len(some) for some in labels]
+    groups = [part.groups for part in parts.values() if part.groups is not None]
     return Source(
         labels=np.concatenate(labels),
         names=names,
@@ -60,6 +63,7 @@ def together(parts: Mapping[str, Source]) -> Source:
         read=_Joined(tuple(part.read for part in parts.values()), tuple(np.cumsum([0, *sizes]).tolist())),
         domains=tuple(parts),
         domain=np.repeat(np.arange(len(sizes)), sizes),
+        groups=np.concatenate(groups) if len(groups) == len(parts) else None,
     )
 
 

@@ -81,8 +81,8 @@ def long_tail(labels: Ints, class_names: Sequence[str], ratio: float, draw: int)
     if not counts.all():
         raise UsageError(
             f"An imbalance of {ratio:g} leaves class {class_names[order[-1]]!r} without a training row, as the "
-            f"largest has {n_max}: add images, or ask for less in a recipe, for example "
-            f"{{name: imbalance, ratios: [{max(1, n_max):g}]}}."
+            f"largest has {n_max}: add images, or ask in a recipe for no more than the {sizes.min()} rows of the "
+            f"smallest class, which go in every order: {{name: imbalance, ratios: [{sizes.min()}]}}."
         )
     taken = [
         _shuffled(np.flatnonzero(labels == c), class_names[c], draw)[:count]
@@ -132,11 +132,22 @@ def _grouped(labels: Ints, n_folds: int, groups: Ints, seed: int) -> NDArray[np.
     return fold
 
 
-def held_out(labels: Ints, ids: NDArray[np.str_]) -> tuple[Ints, Ints]:
+def held_out(labels: Ints, ids: NDArray[np.str_], groups: NDArray[np.str_] | None = None) -> tuple[Ints, Ints]:
     """Train and test rows, sorted, of a source without a test split: 30 % of each class by a hash of the id.
 
-    A class keeps at least one training row; which rows are held out does not depend on their order.
+    A class keeps at least one training row; which rows are held out does not depend on their order. With `groups`
+    [N], whole groups are held out, in the order of a hash of their names, each that keeps them at 30 % of all rows
+    at most; of classes nothing is promised.
     """
+    if groups is not None:
+        names, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        outside, room = [], HELD_OUT * len(groups)
+        for one in np.argsort([draw_seed("held-out", str(name)) for name in names]):
+            if sizes[one] <= room:
+                outside.append(one)
+                room -= sizes[one]
+        is_test = np.isin(group, outside)
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
     train, test = [], []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

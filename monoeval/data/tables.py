@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -124,34 +124,32 @@ def _arrow_source(called: str, root: Path, split: str, paths: tuple[Path, ...], 
     tables = [_arrow(path) for path in paths]
     if not tables:
         raise UsageError(f"{called} has no rows: choose another split with --split.")
-    image, label, domain = _columns(called, tables[0].schema, spec)
+    used = _columns(called, tables[0].schema, spec)
     columns = {
         name: pa.chunked_array(
             [c for table in tables for c in table.column(name).chunks], type=tables[0].schema.field(name).type
         )
-        for name in (label, domain)
-        if name is not None
+        for name in used.read_at_once
     }
     keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
-    return _source(called, split, tables[0].schema, (image, label, domain), columns, keys, paths)
+    return _source(called, split, tables[0].schema, used, columns, keys, paths)
 
 
 def _parquet_source(called: str, root: Path, split: str, paths: tuple[Path, ...], spec: DataSpec) -> Source:
     try:
         schema = pq.read_schema(paths[0])
-        image, label, domain = _columns(called, schema, spec)
-        tables = [pq.read_table(path, columns=[name for name in (label, domain) if name]) for path in paths]
+        used = _columns(called, schema, spec)
+        tables = [pq.read_table(path, columns=used.read_at_once) for path in paths]
         columns = {
             name: pa.chunked_array(
                 [c for table in tables for c in table.column(name).chunks], type=schema.field(name).type
             )
-            for name in (label, domain)
-            if name is not None
+            for name in used.read_at_once
         }
     except (OSError, pa.ArrowException, KeyError) as error:
         raise _unreadable(paths[0].parent if len(paths) > 1 else paths[0], error) from error
     keys = file_keys(root, [path.relative_to(root).as_posix() for path in paths])
-    return _source(called, split, schema, (image, label, domain), columns, keys, _unpacked(paths, keys, image))
+    return _source(called, split, schema, used, columns, keys, _unpacked(paths, keys, used.image))
 
 
 def _called(name: str, split: str) -> str:
@@ -162,28 +160,34 @@ def _source(
     called: str,
     split: str,
     schema: Any,
-    named: tuple[str, str, str | None],
+    used: "_Columns",
     columns: dict[str, Any],
     keys: Sequence[str],
     paths: Iterable[Path],
 ) -> Source:
-    image, label, domain = named
     features = _features(schema)
-    labels, names = _labels(columns[label], features.get(label, {}).get("names"))
-    domains: tuple[str, ...] = ()
-    of: Ints | None = None
-    if domain is not None:
-        of, domains = _labels(columns[domain], features.get(domain, {}).get("names"))
+
+    def read(what: str, column: str | None) -> tuple[Ints | None, tuple[str, ...]]:
+        """What each row has in a column that every row must fill."""
+        if column is None:
+            return None, ()
+        of, names = _labels(columns[column], features.get(column, {}).get("names"))
         if (of < 0).any():
-            raise UsageError(f"{called} has rows without a domain in the column {domain!r}: fill them in.")
+            raise UsageError(f"{called} has rows without a {what} in the column {column!r}: fill them in.")
+        return of, names
+
+    labels, names = _labels(columns[used.label], features.get(used.label, {}).get("names"))
+    domain, domains = read("domain", used.domain)
+    group, groups = read("group", used.group)
     return Source(
         labels=labels,
         names=names,
         ids=np.array([f"{split or 'all'}/{row:07d}" for row in range(len(labels))]),
-        keys=[*keys, image, label],
-        read=_Read(called, tuple(str(path.resolve()) for path in paths), image),
+        keys=[*keys, used.image, used.label],
+        read=_Read(called, tuple(str(path.resolve()) for path in paths), used.image),
         domains=domains,
-        domain=of,
+        domain=domain,
+        groups=None if group is None else np.array(groups)[group],
     )
 
 
@@ -259,8 +263,22 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: feature for name, feature in noted.items() if isinstance(feature, dict)}
 
 
-def _columns(called: str, schema: Any, spec: DataSpec) -> tuple[str, str, str | None]:
-    """The image, label and domain columns: those asked for, else the only or best-named ones."""
+class _Columns(NamedTuple):
+    """The columns of a table that are used."""
+
+    image: str
+    label: str
+    domain: str | None
+    group: str | None
+
+    @property
+    def read_at_once(self) -> list[str]:
+        """All but the images, each once."""
+        return list(dict.fromkeys(name for name in (self.label, self.domain, self.group) if name))
+
+
+def _columns(called: str, schema: Any, spec: DataSpec) -> _Columns:
+    """Those asked for, else the only or best-named ones; a group column is never guessed."""
     noted = _features(schema)
     images = [f.name for f in schema if noted.get(f.name, {}).get("_type") == "Image" or _is_image(f.type)]
     texts = [f.name for f in schema if _is_label(f.type) and f.name not in images]
@@ -269,14 +287,16 @@ def _columns(called: str, schema: Any, spec: DataSpec) -> tuple[str, str, str | 
         domain = _column(called, schema, "domain", spec.domain_column, texts, [DOMAIN_NAME])
     if spec.label_column == domain:
         domain = None  # one may ask for which domain an image is of
-    labels = [name for name in texts if name != domain]
+    labels = [name for name in texts if name not in (domain, spec.group_column)]
     classes = [name for name in labels if noted.get(name, {}).get("_type") == "ClassLabel"]
     likely = classes if len(classes) == 1 else [n for n in LABEL_NAMES if n in (classes or labels)][:1]
     named = [name for name in IMAGE_NAMES if name in images][:1]
-    return (
+    group = None if spec.group_column is None else _column(called, schema, "group", spec.group_column, texts, [])
+    return _Columns(
         _column(called, schema, "image", spec.image_column, images, images if len(images) == 1 else named),
         _column(called, schema, "label", spec.label_column, labels, likely),
         domain,
+        group,
     )
 
 

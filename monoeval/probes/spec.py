@@ -210,3 +210,16 @@ ArmProbe = Annotated[
     BeforeValidator(_named),
 ]
 """What a single arm may have in place of the recipe's probe."""
+
+
+def tunes(probe: Spec) -> bool:
+    """Whether held-out rows decide anything of what a probe of this kind fits."""
+    if isinstance(probe, WiSE):
+        return tunes(probe.probe)
+    if isinstance(probe, Gradient):
+        return len(set(probe.l2)) > 1
+    if isinstance(probe, KNN):
+        return len(set(probe.neighbours)) > 1
+    if isinstance(probe, FinetuneSpec):
+        return len(set(probe.learning_rates)) > 1
+    return not isinstance(probe, _Paper | ZeroShot)

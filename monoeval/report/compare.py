@@ -12,7 +12,7 @@ from monoeval.metrics.paired import paired_difference, verdict
 from monoeval.report.layout import columns, lines
 from monoeval.report.measures import measures
 from monoeval.report.model import Cell, Column, Comparison, Curve, Difference, Table
-from monoeval.report.points import Point, points_of
+from monoeval.report.points import Point, drawn_once, points_of
 from monoeval.report.scores import Scores
 from monoeval.report.wording import COUNTED, listed, signed, uncertain
 
@@ -148,13 +148,13 @@ def _comparison(
     elif gain.conditional:
         notes.append("conditional on one backbone")
     if gain.levels is not None:
-        notes += _of_levels(gain, gain.levels)
+        notes += _of_levels(gain, gain.levels, columns[primary].points)
     elif gain.units == 1:
         notes.append("one seed: test rows only")
     elif gain.units == 2 and gain.varied:
         notes.append(f"two seeds: {_FEW}")
     elif gain.units and not gain.varied:
-        notes.append("nothing is drawn: test rows only")
+        notes.append(_nothing_varied(columns[primary].points))
     unlike = any(_unlike(scores.probe(name), scores.probe(d.against)) for d in (gain, *controls))
     comparable = not (unlike or one_pair)
     if is_control:
@@ -169,10 +169,17 @@ def _comparison(
     return Comparison(name, gain, controls, kind, sentence, comparable, notes=tuple(dict.fromkeys(notes)))
 
 
-def _of_levels(gain: Difference, levels: Levels) -> list[str]:
+def _nothing_varied(points: Sequence[Point]) -> str:
+    """That no seed draws anything at `points`, and what is drawn all the same."""
+    once = drawn_once(points)
+    what = f"{once} is one draw, shared by all arms and seeds" if once else "nothing is drawn"
+    return f"{what}: test rows only"
+
+
+def _of_levels(gain: Difference, levels: Levels, points: Sequence[Point]) -> list[str]:
     """What a crossed study qualifies a verdict by, and whose doing its uncertainty is."""
     if not gain.varied and not gain.fixed:
-        return ["nothing is drawn: test rows only"]
+        return [_nothing_varied(points)]
     notes = [f"conditional on one {name}" for name in gain.fixed if name != "backbone"]
     averaged = {"adapters"} if "backbone" in gain.varied else set()  # over those of each backbone
     outer = [name for name in gain.varied if COUNTED[name] not in averaged]

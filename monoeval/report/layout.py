@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from monoeval.data.corruptions import EXTRAS
 from monoeval.report.model import MEAN, Column, quantity
 from monoeval.report.points import ARROW, DETECTION, Point
 
@@ -51,12 +52,18 @@ def by_series(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def lines(points: Sequence[Point]) -> dict[str, dict[float, list[Point]]]:
-    """Curves to draw: series → level → points; the mean over several corruptions comes first."""
+    """Curves to draw: series → level → points; the mean over corruptions comes first where there are several."""
     made = {series: {p.level: [p] for p in some} for series, some in by_series(points).items()}
     if points[0].scenario != "corruption" or len(made) == 1:
         return made
-    shared = [level for level in next(iter(made.values())) if all(level in line for line in made.values())]
-    return {MEAN: {level: [p for line in made.values() for p in line[level]] for level in shared}, **made}
+    counted = [made[series] for series in by_series(_counted(points))]
+    shared = [level for level in counted[0] if all(level in line for line in counted)]
+    return {MEAN: {level: [p for line in counted for p in line[level]] for level in shared}, **made}
+
+
+def _counted(points: Sequence[Point]) -> Sequence[Point]:
+    """Those of corruptions that a mean is over: the extra ones count where no scored one is beside them."""
+    return [point for point in points if point.series not in EXTRAS] or points
 
 
 def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tuple[Column, ...], int, str]:
@@ -89,13 +96,14 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
     if scenario in {"corruption", "input-noise"}:
         # Level 0 is the same clean test set in every series: shown once.
         made = [Column("clean", (p,)) for p in points if p.level == 0][:1]
+        counted = set(_counted(points) if scenario == "corruption" else points)
         for name, some in series.items():
             changed = tuple(p for p in some if p.level)
             if scenario == "corruption":
-                made.append(Column(name, changed))
+                made.append(Column(name, changed, extra=counted.isdisjoint(changed)))
             else:
                 made += [Column(f"{name} {p.level:g}", (p,)) for p in changed]
-        primary = tuple(p for some in series.values() for p in some if p.level)
+        primary = tuple(p for some in series.values() for p in some if p.level and p in counted)
     else:
         several = len(series) > 1
         made = [
@@ -115,6 +123,8 @@ def columns(points: Sequence[Point], signal: Mapping[Point, float]) -> tuple[tup
     words = f"mean {quantity(scenario)} over {len(primary)} {levels}"
     if any(column.negative_control for column in made):
         words += " with label signal"
+    if any(column.extra for column in made):
+        words += ", without the extra ones"
     return (*made, Column("mean", primary)), len(made), words
 
 

@@ -33,12 +33,12 @@ Part = tuple[Sample, float]
 def measures(scores: Scores, arms: Sequence[str], columns: Sequence[Column], primary: int) -> tuple[Measure, ...]:
     """The summary measures of a table with these `columns`; those that no arm has are left out.
 
-    Areas are over the levels that are no negative control, level 0 among them; all else is of the points of the
+    Areas are over the levels that are not set aside, level 0 among them; all else is of the points of the
     primary column. What is made of means of rows has its 95 % interval over test rows crossed with seeds. The
     worst class is the one that came out worst, so its accuracy lies below what that class would score on new rows,
     and has no interval; nor has what the ledger keeps one number a score of, averaged over scores here.
     """
-    here = list(dict.fromkeys(p for column in columns if not column.negative_control for p in column.points))
+    here = list(dict.fromkeys(p for column in columns if not column.set_aside for p in column.points))
     changed = columns[primary].points
     scenario = changed[0].scenario
     clean = [p for p in here if p.level == 0 and p not in changed]

@@ -21,6 +21,12 @@ class Column:
     points: tuple[Point, ...]
     negative_control: bool = False
     """The labels carry no signal here: shown, but outside means and verdicts."""
+    extra: bool = False
+    """A corruption that was made to tune on, beside scored ones: shown, but outside means and verdicts."""
+
+    @property
+    def set_aside(self) -> bool:
+        return self.negative_control or self.extra
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from monoeval.data.corruptions import DRAWN
 from monoeval.metrics.detection import SCORES
 from monoeval.suite.ledger import Row
 from monoeval.suite.units import Unit
@@ -82,6 +83,18 @@ def adapters_across_backbones(rows: Sequence[Row]) -> bool:
     """Whether several adapters (or finetunings) of a given backbone stand against several pretrained backbones."""
     given = {r.adapter_seed for r in rows if r.backbone_seed is None and r.adapter_seed is not None}
     return len(given) > 1 and len({r.backbone_seed for r in rows if r.backbone_seed is not None}) > 1
+
+
+def drawn_once(points: Sequence[Point]) -> str:
+    """What of the test images at `points` is drawn, but once for every arm and seed; empty where nothing is."""
+    for point in points:
+        if not point.level:
+            continue
+        if point.scenario == "input-noise":
+            return "the noise on test images"
+        if point.scenario == "corruption" and "onthefly/" in point.protocol and point.series in DRAWN:
+            return "the corruption of test images"
+    return ""
 
 
 def applies(row: Row, unit: Unit) -> bool:

@@ -179,6 +179,10 @@ def _notes(
         notes.append("Beyond the controls means a gain over the baseline and over every control.")
     if any(column.negative_control for table in tables for column in table.columns):
         notes.append("Levels marked ∅ have no label signal left: negative controls, outside means and verdicts.")
+    if any(column.extra for table in tables for column in table.columns):
+        notes.append(
+            "Corruptions marked † are the extra ones of ImageNet-C, made to tune on: outside means and verdicts."
+        )
     shown = {measure.name for table in tables for measure in table.measures}
     lines = scores.standard.items()
     notes += [_about_line(target, line) for target, line in lines if f"effective_robustness_{target}" in shown]

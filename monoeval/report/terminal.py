@@ -108,7 +108,7 @@ def _telling(table: Table, room: int) -> list[int]:
         found = [cells[i].interval.mean for cells in table.cells.values() if cells[i].interval is not None]  # type: ignore[union-attr]
         return sum(found) / len(found) if found else 1.0
 
-    rest = [i for i in everything[1:] if i != table.primary and not table.columns[i].negative_control]
+    rest = [i for i in everything[1:] if i != table.primary and not table.columns[i].set_aside]
     chosen = list({0: None, table.primary: None})
     for i in sorted(rest, key=difficulty):
         if width([*chosen, i]) > room:

@@ -74,8 +74,9 @@ def smallest(interval: Interval | None) -> str:
 
 
 def heading(column: Column) -> str:
-    """A column's heading; ∅ marks a negative control."""
-    return f"{column.label} ∅" if column.negative_control else column.label
+    """A column's heading; ∅ marks a negative control, † an extra corruption."""
+    mark = " ∅" if column.negative_control else " †" if column.extra else ""
+    return column.label + mark
 
 
 def differences(comparison: Comparison) -> Iterator[tuple[str, Difference, float | None]]:

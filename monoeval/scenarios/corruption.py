@@ -24,7 +24,8 @@ class Corruption(Spec):
 
     The protocol gains the table and the size when it runs, for example
     `corruption/imagenet-c.onthefly/contrast@3/224`: scores on the published files are another protocol,
-    `corruption/cifar-c.official/contrast@3`.
+    `corruption/cifar-c.official/contrast@3`. The four extra kinds, which have to be named, count in means and
+    verdicts where no other is beside them.
     """
 
     name: Literal["corruption"] = "corruption"

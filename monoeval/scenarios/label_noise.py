@@ -81,7 +81,12 @@ class LabelNoiseScenario(Spec):
         """What else decides the labels of a kind, for the protocol: noise of unlike sources is never averaged."""
         if kind == "asymmetric" and self.map is not None:
             return f"/map-{key(self.map)[:6]}"
-        return f"/{self.column or Path(str(self.file)).name}" if kind == "human" else ""
+        if kind == "human" and self.file is not None:
+            # not above: it finds data sets of other packages, whose modules may import what scenarios are made of
+            from monoeval.data.given_labels import content_of
+
+            return f"/{Path(self.file).name}-{content_of(Path(self.file))[:6]}"
+        return f"/{self.column}" if kind == "human" else ""
 
     def _levels(self, kind: NoiseKind) -> tuple[float, ...]:
         return self.rates if kind != "human" else (0, 1) if 0 in self.rates else (1,)

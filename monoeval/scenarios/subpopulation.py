@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from monoeval.data.images import DataSpec, Hierarchy
-from monoeval.data.subclasses import drawn_subclasses, superclass_of
+from monoeval.data.subclasses import HIERARCHIES, drawn_subclasses, superclass_of
 from monoeval.keys import key
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.spec import Spec
@@ -25,14 +25,18 @@ class Subpopulation(Spec):
     train_fine: Annotated[int, Field(ge=1)] = 3
 
     def trials(self, data: DataSpec, seed: int) -> Iterator[Trial]:
-        seen, held_out = drawn_subclasses(superclass_of(self.hierarchy), self.train_fine, seed)
-        named = self.hierarchy if isinstance(self.hierarchy, str) else f"hierarchy-{key(self.hierarchy)[:6]}"
+        superclass = superclass_of(self.hierarchy)
+        seen, held_out = drawn_subclasses(superclass, self.train_fine, seed)
+        content = key(superclass)[:6]
+        named = self.hierarchy if isinstance(self.hierarchy, str) else f"hierarchy-{content}"
         named = named.replace("\\", "/").rsplit("/", 1)[-1]
+        # files of one name may hold unlike maps, which are unlike protocols
+        exact = f"{named}-{content}" if isinstance(self.hierarchy, str) and named not in HIERARCHIES else named
         source = data.model_copy(update={"hierarchy": self.hierarchy, "subclasses": seen})
         for level, classes in enumerate((seen, held_out)):
             yield Trial(
                 scenario=self.name,
-                protocol=f"subpopulation/{named}/train-{self.train_fine}@{level}",
+                protocol=f"subpopulation/{exact}/train-{self.train_fine}@{level}",
                 series=f"{named}, {self.train_fine} of each superclass trained",
                 level=level,
                 data=source,

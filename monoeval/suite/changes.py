@@ -38,8 +38,8 @@ def finetuning(
 ) -> Recipe:
     """A study that finetunes each model in every way asked for, under label noise and with few labels.
 
-    An arm's baseline is the one that differs from it in one thing: LoRA for MonoLoRA, else CE for NCE. Raises
-    UsageError for unknown names and settings out of range.
+    An arm's baseline is the one that differs from it in one thing: LoRA for MonoLoRA, else CE for NCE. Of several
+    adapts, a rank is of those that have one. Raises UsageError for unknown names and settings out of range.
     """
     backbones, arms = {}, []
     for model in models:
@@ -54,7 +54,9 @@ def finetuning(
             plainer = [("lora", objective)] if adapt == "monolora" else []
             plainer += [(adapt, "ce")] if objective == "nce" else []
             baseline = next((names[other] for other in plainer if other in names), None)
-            probe = {"kind": "finetune", "objective": objective, "adapt": adapt, **settings}
+            mixed = set(adapts) - {"full"}
+            own = {n: v for n, v in settings.items() if n != "rank" or adapt != "full" or not mixed}
+            probe = {"kind": "finetune", "objective": objective, "adapt": adapt, **own}
             arms.append({"name": name, "backbone": label, "probe": probe, "baseline": baseline})
     fields = {
         "backbones": backbones,

@@ -209,7 +209,8 @@ def located(group: Group, device: str) -> BackboneSpec:
     if spec.pretrain is None:
         return spec
     train, seed = load(group.data).train, group.backbone_seed or 0
-    folder = pretrain(spec.pretrain, train, seed=seed, device=choose_device(device))
+    setting = f"batch_size: {{}} under pretrain of {group.arm.backbone} in the recipe"
+    folder = pretrain(spec.pretrain, train, seed=seed, device=choose_device(device), batch_option=setting)
     return spec.model_copy(update={"model": str(folder), "pretrain": None})
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -151,20 +151,21 @@ class Ledger:
     def rows(self) -> list[Row]:
         return read_rows(self.folder)
 
-    def keep(self, places: Container[tuple[str, str]]) -> None:
-        """Drop rows of (arm, key) not in `places`: their data, weights or libraries have changed since.
+    def keep(self, protocols: Mapping[tuple[str, str], str]) -> None:
+        """Drop rows of (arm, key) not in `protocols`: their data, weights or libraries have changed since.
 
-        Rows whose sidecars were deleted or cut short go too, with what is left of those: they are made again.
+        The others get the id that `protocols` has for them, see `named`. Rows whose sidecars were deleted or cut
+        short go too, with what is left of those: they are made again.
         """
         rows = self.rows()
-        planned = [row for row in rows if (row.arm, row.key) in places]
+        planned = [named(r, protocols[r.arm, r.key]) for r in rows if (r.arm, r.key) in protocols]
         broken = {path for row in planned for path in sidecars(row) if not readable(self.folder / path)}
         if broken:
             log.warning("%s is missing or damaged: its scores are made again.", self.folder / min(broken))
         for path in broken:
             (self.folder / path).unlink(missing_ok=True)
         kept = [row for row in planned if broken.isdisjoint(sidecars(row))]
-        if len(kept) < len(rows):
+        if kept != rows:
             with atomic(self.path) as temporary:
                 temporary.write_text("".join(row.model_dump_json() + "\n" for row in kept), encoding="utf-8")
 
@@ -209,6 +210,15 @@ class Ledger:
         except OSError as error:
             self._drop_half_line()
             raise cannot_write(self.path, error) from error
+
+
+def named(row: Row, protocol: str) -> Row:
+    """`row` under the id that a plan has for its key: one clean score stands beside noise of whatever source.
+
+    An image size, which is known once a trial has run, stays.
+    """
+    same = row.protocol == protocol or "/onthefly/" in protocol
+    return row if same else row.model_copy(update={"protocol": protocol})
 
 
 def sidecars(row: Row) -> tuple[str, ...]:

@@ -31,8 +31,13 @@ from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe
 from monoeval.suite.units import Unit
 from monoeval.training.keys import pretrained_key
+from monoeval.training.settings import FinetuneSpec
 
 log = logging.getLogger("monoeval")
+_NAMED = 20
+"""Classes that a sentence names before it only counts."""
+USES_LABELS = {"supcon": "simclr", "nscl": "ncl"}
+"""Objectives of pretraining that tell classes apart → the one that is alike but for that."""
 SCHEMA = 5
 """Raised whenever equal specifications would give other scores than before."""
 
@@ -114,6 +119,7 @@ def make_plan(recipe: Recipe) -> Plan:
                     continue
                 group = group.model_copy(update={"draw": draw, "trials": tuple(some)})
                 groups[place] = group.model_copy(update={"keys": _keys(group)})
+    _check_labels(groups.values())
     _check_axes(recipe, groups.values())
     backbones, arms = list(recipe.backbones), [arm.name for arm in recipe.arms]
     data_sets = list(dict.fromkeys(data for data, _ in (*fitted, *unfitted)))
@@ -143,6 +149,21 @@ def _together(
                     check(trial)
                     same.append(trial)
     return together
+
+
+def _check_labels(groups: Iterable[Group]) -> None:
+    """Refuse backbones that learned from clean labels which a scenario takes from the probes on them."""
+    for group in groups:
+        pretrain = group.backbone.pretrain
+        if pretrain is None or pretrain.objective not in USES_LABELS:
+            continue
+        taken = next((trial.scenario for trial in group.trials if trial.fit != Fit()), None)
+        if taken is not None:
+            raise UsageError(
+                f"The backbone {group.arm.backbone} is pretrained by {pretrain.objective} on the clean labels of "
+                f"all training rows, some of which the {taken} scenario changes or leaves out: pretrain it by "
+                f"{USES_LABELS[pretrain.objective]}, which needs none, or leave out {taken}."
+            )
 
 
 def _check_axes(recipe: Recipe, groups: Iterable[Group]) -> None:
@@ -238,6 +259,8 @@ def _keys(group: Group) -> tuple[str, ...]:
         shared["classes"] = load(group.data).train.class_names
     if group.arm.latents is not None:
         shared["latents"] = group.arm.latents
+    if isinstance(group.probe, FinetuneSpec) and group.probe.crop == 1 and group.probe.flip:
+        shared["views"] = "mirrored"  # in schema 5 their aspect ratio was jittered at first
     if group.match is not None:
         shared["match"] = codes_identity(group.match, *group.match.arm.adapter.candidates)
     keys = []
@@ -309,12 +332,15 @@ def check(trial: Trial) -> None:
     if trial.test.shared_with is not None and trial.test.data != trial.data:
         source, target = load(trial.data).train.class_names, test_images(trial.test).class_names
         also = same_classes(source, target)
-        for here, alone in (
-            (trial.data, [name for name in source if name not in shared]),
-            (trial.test.data, [name for name in target if not set(also.get(name, ())) & set(shared)]),
+        for here, every, alone in (
+            (trial.data, source, [name for name in source if name not in shared]),
+            (trial.test.data, target, [name for name in target if not set(also.get(name, ())) & set(shared)]),
         ):
             if alone:
-                log.warning("Classes of %s alone are not scored under ood: %s.", here.label, _some(alone))
+                log.warning(
+                    "Classes of %s alone are not scored under ood, %d of %d: %s.",
+                    here.label, len(alone), len(every), _some(alone),
+                )  # fmt: skip
 
 
 def _overlap(trial: Trial) -> bool:
@@ -399,7 +425,8 @@ def shared_classes(trial: Trial) -> tuple[str, ...]:
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    """All of `names` up to `_NAMED`; of more the first, and how many there are."""
+    return ", ".join(names[:_NAMED]) + (f", … ({len(names)} in all)" if len(names) > _NAMED else "")
 
 
 def _same_classes(trial: Trial) -> list[Mapping[str, tuple[str, ...]]]:

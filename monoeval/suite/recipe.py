@@ -25,7 +25,9 @@ from monoeval.probes.spec import (
     Templates,
     WiSE,
     ZeroShot,
+    tunes,
 )
+from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.scenarios.registry import REFUSED, Listed
 from monoeval.spec import Spec
 from monoeval.suite.units import Unit, units_of
@@ -216,7 +218,7 @@ class Recipe(Spec):
                 spec_of(arm.adapter)
                 if arm.learner == "zero-shot":
                     check_text_tower(self.backbones[arm.backbone])
-            return self._with_latents()._with_text()._checked_sweeps()._with_known_family()
+            return self._with_latents()._with_text()._checked_choices()._with_known_family()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -225,12 +227,24 @@ class Recipe(Spec):
             backbones[label] = model
             arms += expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
-        return self.model_copy(update=fields)._with_latents()._with_text()._checked_sweeps()._with_known_family()
+        return self.model_copy(update=fields)._with_latents()._with_text()._checked_choices()._with_known_family()
 
-    def _checked_sweeps(self) -> "Recipe":
-        """Itself, once nothing is chosen where there is nothing to choose by, or where one adapter is meant."""
+    def _checked_choices(self) -> "Recipe":
+        """Itself, once nothing is chosen where there is nothing to choose by, or where one adapter is meant.
+
+        Nor are clean labels to choose by asked for where nothing is chosen: protocol ids would tell of an oracle
+        that no score has seen.
+        """
+        probes = {arm.name: arm.probe or self.probe for arm in self.arms}
+        oracle = any(isinstance(s, LabelNoiseScenario) and s.select_on == "clean-val" for s in self.scenarios)
+        if oracle and not any(self.tried(arm) > 1 or tunes(probes[arm.name]) for arm in self.arms):
+            kinds = ", ".join(dict.fromkeys(probe.kind for probe in probes.values()))
+            raise UsageError(
+                f"select_on: clean-val is of what is tuned on held-out rows, and {kinds} tunes nothing: leave "
+                "out --select-on clean-val, or choose a probe that is tuned, such as logistic with several l2."
+            )
         for arm in self.arms:
-            count, probe = self.tried(arm), arm.probe or self.probe
+            count, probe = self.tried(arm), probes[arm.name]
             if count > 1 and isinstance(probe, PaperCached | Paper):
                 raise UsageError(
                     f"{arm.name} has {count} adapters to choose from, and the {probe.kind} probe holds out no "

@@ -19,7 +19,7 @@ from monoeval.data.load import source_of
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
-from monoeval.suite.ledger import Ledger, Row, read_rows, readable, sidecars
+from monoeval.suite.ledger import Ledger, Row, named, read_rows, readable, sidecars
 from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_images, tested_rows, transitions
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
@@ -73,7 +73,9 @@ def run(
     with Ledger(folder) as ledger:
         if fresh:
             _start_anew(folder)
-        ledger.keep({(group.arm.name, k) for group in plan.groups for k in group.keys})
+        ledger.keep(
+            {(g.arm.name, k): t.protocol for g in plan.groups for k, t in zip(g.keys, g.trials, strict=True)}
+        )
         _write_recipe(plan.recipe, folder)
         if not fresh:
             _import_siblings(plan, ledger)
@@ -192,7 +194,8 @@ def _import_siblings(plan: Plan, ledger: Ledger) -> None:
                 if (group.arm.name, row.key) in have or not _copy_sidecars(row, sibling, ledger.folder):
                     continue
                 have.add((group.arm.name, row.key))
-                lines.append(row.model_copy(update=described(group, i)))
+                mine = row.model_copy(update=described(group, i))
+                lines.append(named(mine, group.trials[i].protocol))
         if lines:
             ledger.append(lines)
 

@@ -51,11 +51,11 @@ class Augmentation:
         affine = torch.stack(
             [wide * cosine, -high * sine, sideways, wide * sine, high * cosine, down], dim=1
         ).view(count, 2, 3)
-        brightness = uniform(1 - self.jitter, 1 + self.jitter).view(-1, 1, 1, 1).to(images.device)
-        contrast = uniform(1 - self.jitter, 1 + self.jitter).view(-1, 1, 1, 1).to(images.device)
+        drawn_factors = (uniform(1 - self.jitter, 1 + self.jitter).view(-1, 1, 1, 1) for _ in range(2))
+        affine, brightness, contrast = moved(images.device, affine, *drawn_factors)
 
         pixels = images.float().div_(255)
-        grid = F.affine_grid(affine.to(images.device), list(pixels.shape), align_corners=False)
+        grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
         views = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
         grey = views.mean(dim=(1, 2, 3), keepdim=True)
         return ((views - grey) * contrast + grey).mul_(brightness).clamp_(0, 1)
@@ -86,43 +86,55 @@ class SimCLRAugmentation:
     def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL) -> Tensor:
         """uint8 [B, 3, S, S] to float32 in [0, 1], as `Augmentation` does; `generator` is one of the CPU."""
         drawn, images = len(images), images[rows]
-        count, device = len(images), images.device
+        device, side = images.device, images.shape[-1]
 
         def uniform(low: float, high: float, *more: int) -> Tensor:
             return torch.empty(drawn, *more).uniform_(low, high, generator=generator)[rows]
 
-        def rows_where(chosen: Tensor) -> Tensor:
-            return chosen.nonzero()[:, 0].to(device)
+        def where(chosen: Tensor) -> Tensor:
+            return chosen.nonzero()[:, 0]
 
-        top, left, high, wide = random_boxes(images.shape[-1], self.crop, uniform)
+        top, left, high, wide = random_boxes(side, self.crop, uniform)
         mirrored = uniform(0, 1) < (0.5 if self.flip else 0.0)
-        side = images.shape[-1]
-        crops = (
-            crop_matrix(
-                side, top.to(device), high.to(device), torch.zeros(count, dtype=torch.bool, device=device)
-            ),
-            crop_matrix(side, left.to(device), wide.to(device), mirrored.to(device)),
-        )
-        views = colours.resampled(images.float().div_(255), *crops).clamp_(0, 1).contiguous()
-
         factors = torch.stack([*(uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3)), uniform(-1, 1)])
         factors[3] *= self.hue
         order = uniform(0, 1, 4).argsort(dim=1)
         order[uniform(0, 1) >= self.jittered] = -1
-        factors_device = factors.to(device)
-        for turn in range(4):
-            for change, function in enumerate(CHANGES):
-                where = rows_where(order[:, turn] == change)
-                views[where] = function(views[where], factors_device[change, where])
-        where = rows_where(uniform(0, 1) < self.grey)
-        views[where] = colours.grey(views[where])
-        deviations = uniform(*self.deviations).to(device)
-        where = rows_where(uniform(0, 1) < self.blurred)
-        views[where] = colours.blurred(views[where], deviations[where])
+        greyed = where(uniform(0, 1) < self.grey)
+        deviations = uniform(*self.deviations)
+        blurred = where(uniform(0, 1) < self.blurred)
+
+        factors, deviations = moved(device, factors, deviations)
+        top, left, high, wide, across, greyed, blurred, *changed = moved(
+            device, top, left, high, wide, mirrored.long(), greyed, blurred,
+            *(where(order[:, turn] == change) for turn in range(4) for change in range(len(CHANGES))),
+        )  # fmt: skip
+        crops = (
+            crop_matrix(side, top, high, torch.zeros_like(across, dtype=torch.bool)),
+            crop_matrix(side, left, wide, across.bool()),
+        )
+        views = colours.resampled(images.float().div_(255), *crops).clamp_(0, 1).contiguous()
+        for place, chosen in enumerate(changed):
+            change = place % len(CHANGES)
+            views[chosen] = CHANGES[change](views[chosen], factors[change, chosen])
+        views[greyed] = colours.grey(views[greyed])
+        views[blurred] = colours.blurred(views[blurred], deviations[blurred])
         return views
 
 
 CHANGES = (colours.brighter, colours.more_contrast, colours.more_saturated, colours.turned_hue)
+
+
+def moved(device: torch.device, *drawn: Tensor) -> list[Tensor]:
+    """Tensors of one type from the CPU, on `device`: one copy for all of them, for which no GPU has to wait."""
+    if device.type == "cpu":
+        return list(drawn)
+    together = torch.cat([tensor.flatten() for tensor in drawn])
+    if device.type == "cuda":
+        together = together.pin_memory()
+    there = together.to(device, non_blocking=device.type == "cuda")
+    parts = torch.split(there, [tensor.numel() for tensor in drawn])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, drawn, strict=True)]
 
 
 def random_boxes(side: int, crop: float, uniform: Callable[..., Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,6 +4,8 @@ Images are float32 [B, 3, H, W] in [0, 1], and strengths [B]; what comes out is 
 formulas are those of torchvision's functions for float images, which take one strength for a whole batch.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,8 +82,14 @@ def blur_matrix(side: int, deviation: Tensor) -> Tensor:
 
 
 def _luminance(images: Tensor) -> Tensor:
-    weights = images.new_tensor(LUMINANCE)
+    weights = _luminance_weights(images.dtype, images.device)
     return torch.einsum("bchw,c->bhw", images, weights).unsqueeze(1)
+
+
+@cache
+def _luminance_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once a device: the copy of a new tensor to a GPU waits for all that was asked of it before."""
+    return torch.tensor(LUMINANCE, dtype=dtype, device=device)
 
 
 def _column(factor: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ class Finetuner:
                 step += 1
                 if len(picked) > 1 or len(rows) == 1:  # batch norm knows nothing of a single image
                     seen = self.pixels[rows[picked]]
-                    images = seen.float() / 255 if spec.crop == 1 and not spec.flip else augment(seen, views)
+                    images = augment(seen, views) if spec.crop < 1 else self._whole(seen, views)
                     with self.autocast():
                         loss = F.cross_entropy(model(self._normal(images)).float(), labels[picked])
                     losses.append(loss.item())
@@ -205,6 +205,14 @@ class Finetuner:
                 schedule.step()
         model.eval()
         return float(np.mean(losses))
+
+    def _whole(self, seen: Tensor, views: torch.Generator) -> Tensor:
+        """Images uint8 [B, 3, S, S] as they are, in [0, 1]; half of them mirrored where that is asked for."""
+        images = seen.float() / 255
+        if not self.spec.flip:
+            return images
+        mirrored = (torch.rand(len(seen), generator=views) < 0.5).to(self.device)
+        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
     @torch.no_grad()
     def _feature_scale(self, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from monoeval import bundles, progress
 from monoeval.backbones.spec import PretrainSpec
-from monoeval.data.images import ImageSet
-from monoeval.errors import MonoevalError, UsageError, enough_memory
+from monoeval.data.images import ImageSet, Ints
+from monoeval.errors import MonoevalError, UsageError, enough_memory, smaller_batch
 from monoeval.files import locked
 from monoeval.hardware import has_bfloat16
 from monoeval.keys import draw_seed
@@ -57,6 +58,7 @@ def pretrain(
     unseen: ImageSet | None = None,
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS,
     on_disk: bool | None = None,
+    batch_option: str = "--batch-size {}",
 ) -> Path:
     """Train `spec.network` on `images`, and return the folder that holds it; simclr and ncl ignore labels.
 
@@ -78,9 +80,12 @@ def pretrain(
     maps the one file, and trains on its share of every batch; the first alone reads and writes networks. The
     weights are those of one process up to rounding, and those of networks with dropout up to its masks.
 
-    Raises MonoevalError where the loss is not finite (the last checkpoint stays) or memory or disk run out,
-    UsageError where there are fewer than two images, less than two classes for a supervised objective,
-    and for several processes a batch of less than one image each, or batch norm on a CPU.
+    `batch_option` is how errors ask for a smaller batch: of a recipe by its setting, which is no option there.
+
+    Raises MonoevalError where the loss or the weights are not finite (the last checkpoint stays; what is not
+    finite is never written) or memory or disk run out, UsageError where there are fewer than two images, less
+    than two classes for a supervised objective, and for several processes a batch of less than one image each, or
+    batch norm on a CPU.
 
     What the quickstart's six networks gave (seeds 0-2, 1,157 digits, the defaults): the recipe's clean probe
     reaches 97.5-98.1 % (simclr) and 95.6-98.1 % (ncl, with 91-92 % of the features alive).
@@ -106,7 +111,11 @@ def pretrain(
             return folder
         if folder.exists():
             log.warning("The pretrained network in %s is damaged and is trained again.", folder)
-        with enough_memory(f"batches of {batch} images", f"try --batch-size {max(2, batch // 2)}"):
+        size, smaller = (
+            spec.image_size,
+            smaller_batch(batch, batch_option, "lower image_size or choose --device cpu"),
+        )
+        with enough_memory(f"batches of {batch} images of {size} pixels", smaller):
             if on_disk is None:
                 on_disk = processes.from_first(
                     lambda: not fit_into_memory(images, spec.image_size, processes.here)
@@ -226,11 +235,13 @@ class _Training:
                     self._say(watching)
                 due = self.processes.rank == 0 and self.epoch < self.spec.epochs
                 if due and time.monotonic() - saved >= checkpoint_seconds:
+                    self._check_weights(checkpoint)
                     resume.save(checkpoint, self._state(), environment)
                     saved = time.monotonic()
             if is_short(self.spec, len(self.images)):
                 self._settle()
         self.network.eval()
+        self._check_weights(checkpoint)
         alive = self._alive()
         if alive < FEW_ALIVE:
             log.warning(
@@ -259,10 +270,14 @@ class _Training:
         }
 
     def _say(self, watching: "_Watch") -> None:
+        """Log how it goes. Nothing that fails here ends the training, which needs none of it."""
         try:
             log.info("%s", watching.said())
-        except OSError as error:  # its files need some room for temporary ones, and the training none
-            log.warning("How the training goes could not be measured (%s); it goes on.", error.strerror or error)
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or error or type(error).__name__
+            log.warning("How the training goes could not be measured (%s); it goes on.", reason)
+        finally:
+            self.network.train()
 
     def _one_epoch(self, advance: progress.Advance, checkpoint: Path) -> float:
         """Its mean loss. Raises MonoevalError where a loss is not finite."""
@@ -340,12 +355,36 @@ class _Training:
     def _check(self, losses: list[float], checkpoint: Path) -> None:
         wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if wrong is not None:
-            kept = f" What was good is kept in {checkpoint}." if checkpoint.exists() else ""
-            raise MonoevalError(
-                f"The {self.spec.objective} loss became {losses[wrong]} at step "
-                f"{self.epoch * self.steps_an_epoch + wrong + 1} of {self.steps}: "
-                f"lower learning_rate (now {self.spec.learning_rate:g}) or raise temperature.{kept}"
-            )
+            step = self.epoch * self.steps_an_epoch + wrong + 1
+            raise self._diverged(f"loss became {losses[wrong]} at step {step}", checkpoint)
+
+    @torch.no_grad()
+    def _check_weights(self, checkpoint: Path) -> None:
+        """Raise MonoevalError where the last step left weights, or a loss of them, that are not finite.
+
+        A loss is checked before the step that it leads to, so nothing else has looked at these. Weights may also
+        be finite and so large that what they give is not. Nothing is drawn for this, and no statistics are moved.
+        """
+        training = self.network.training
+        self.network.eval()
+        rows = torch.arange(self.batch)
+        projected = self.network.project(self._normal(self.squares.take(rows).float() / 255)).float()
+        self.network.train(training)
+        # the loss divides by norms: of rows whose squares overflow it would be that of zeros
+        norms = torch.linalg.vector_norm(projected, dim=1)
+        tensors = [norms, *(t for t in self.network.state_dict().values() if t.is_floating_point())]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
+            step = self.epoch * self.steps_an_epoch
+            raise self._diverged(f"weights give no finite loss after step {step}", checkpoint)
+
+    def _diverged(self, what: str, checkpoint: Path) -> MonoevalError:
+        kept = ""
+        if checkpoint.exists():
+            kept = f" The last good weights are kept in {checkpoint}; with other settings it starts anew."
+        return MonoevalError(
+            f"The {self.spec.objective} {what} of {self.steps}: lower learning_rate (now "
+            f"{self.spec.learning_rate:g}) or raise temperature.{kept}"
+        )
 
     def _normal(self, images: Tensor) -> Tensor:
         return (images - self.centre) / self.spread
@@ -395,37 +434,44 @@ class _Watch:
     """Says how a training goes: what its features tell of some of its images, and of some that it does not see."""
 
     def __init__(self, training: _Training, unseen: ImageSet | None) -> None:
-        self.training, labels, seed = training, training.images.labels, training.seed
-        rows = watched_rows(len(labels), "watch", seed)
+        self.training, self.unseen = training, unseen
+        self.rows = watched_rows(len(training.images), "watch", training.seed)
+
+    @cached_property
+    def scored(self) -> tuple[Squares, Ints, Ints]:
+        """The squares, rows and labels that classifiers are scored on; decoded when they are first asked for."""
+        training, unseen = self.training, self.unseen
         if not unseen:
-            middle = len(rows) // 2
-            fitted, scored = np.sort(rows[:middle]), np.sort(rows[middle:])
-            self.scored = training.squares, scored, labels[scored]
-            self.which = f"on {len(scored):,} training images that these do not see"
-        else:
-            fitted, scored = np.sort(rows), np.sort(watched_rows(len(unseen), "watch unseen", seed))
-            unseen = unseen.take(scored)
-            squares = squares_of(unseen, training.spec.image_size, training.device)
-            self.scored = squares, np.arange(len(unseen)), unseen.labels
-            self.which = f"on {len(unseen):,} images of {unseen.name} that are not trained on"
-        self.fitted = training.squares, fitted, labels[fitted]
+            rows = np.sort(self.rows[len(self.rows) // 2 :])
+            return training.squares, rows, training.images.labels[rows]
+        unseen = unseen.take(np.sort(watched_rows(len(unseen), "watch unseen", training.seed)))
+        squares = squares_of(unseen, training.spec.image_size, training.device)
+        return squares, np.arange(len(unseen)), unseen.labels
 
     def said(self) -> str:
-        """A line about the last epoch."""
+        """A line about the last epoch. Leaves the network in evaluation mode."""
         training, n_classes = self.training, len(self.training.images.class_names)
         said = f"epoch {training.epoch} of {training.spec.epochs}: loss {training.losses[-1]:.3f}"
-        if len(np.unique(self.fitted[2])) < 2:
+        rows = np.sort(self.rows if self.unseen else self.rows[: len(self.rows) // 2])
+        fitted = training.squares, rows, training.images.labels[rows]
+        if len(np.unique(fitted[2])) < 2:
             return said
         training.network.eval()
         (seen, seen_labels), (scored, labels) = (
             (torch.cat([part.cpu() for part in training.features(squares, torch.from_numpy(rows))]), of)
-            for squares, rows, of in (self.fitted, self.scored)
+            for squares, rows, of in (fitted, self.scored)
         )
-        training.network.train()
+        if not bool(seen.isfinite().all() and scored.isfinite().all()):
+            return f"{said}, features not finite"
         found = watch(seen, seen_labels, scored, labels, n_classes)
         if math.isfinite(found["linear"]):
             said += f", linear probe {100 * found['linear']:.1f} %"
-        said += f", nearest class mean {100 * found['nearest_mean']:.1f} % ({self.which}), "
+        which = (
+            f"on {len(scored):,} images of {self.unseen.name} that are not trained on"
+            if self.unseen
+            else f"on {len(scored):,} training images that these do not see"
+        )
+        said += f", nearest class mean {100 * found['nearest_mean']:.1f} % ({which}), "
         if math.isfinite(found["consistency"]):  # no latent may fire on 20 of few rows
             said += f"top-20 consistency {found['consistency']:.2f} (chance {found['consistency_chance']:.2f}), "
         return said + f"{found['l0']:.0f} of {training.spec.width} latents active"

@@ -1,8 +1,8 @@
 """How a network is finetuned, checked without torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from monoeval.spec import Spec
 
@@ -28,10 +28,17 @@ class FinetuneSpec(Spec):
     """Of AdamW; where there are several, the one of least validation log-loss, chosen anew for every trial."""
     head_factor: Rate = 10.0
     """How much faster the classifier learns, which starts from zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     rank: Annotated[int, Field(ge=1)] = 8
-    """Latents between the two factors of a low-rank change."""
+    """Latents between the two factors of a low-rank change; refused where there is none."""
     crop: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """The smallest share of an image's area that a training view keeps; 1 trains on the images as they are."""
+    """The smallest share of an image's area that a training view keeps; 1 trains on the images as they are, but
+    for the flip."""
     flip: bool = False
     """Mirror half of the training views; wrong for digits and letters."""
+
+    @model_validator(mode="after")
+    def _of_some_effect(self) -> Self:
+        if self.adapt == "full" and self.rank != type(self).model_fields["rank"].default:
+            raise ValueError("rank is of low-rank changes: leave it out, or choose adapt: lora or monolora")
+        return self

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from monoeval import progress
 from monoeval.backbones.preprocess import Preprocess
-from monoeval.data.images import ImageSet
+from monoeval.data.images import ImageSet, Ints
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir, cannot_write, locked
 from monoeval.hardware import free_bytes
@@ -185,18 +185,23 @@ def _write(path: Path, shape: tuple[int, ...], images: ImageSet, size: int) -> N
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def prepared(images: ImageSet, rows: Ints, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
+    """The squares uint8 [n, S, S, 3] of `rows` by `preprocess`, in their order and a few at a time, by threads."""
+    workers = min(8, os.cpu_count() or 1)
+
+    def decode(some: Ints) -> NDArray[np.uint8]:
+        return np.stack([preprocess.image(images.read(int(row)), cropped=images.cropped) for row in some])
+
+    parts = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+    return _ahead(decode, parts, workers, 2 * workers)
+
+
 def _decoded(images: ImageSet, size: int) -> Iterator[NDArray[np.uint8]]:
     """The squares uint8 [n, 3, S, S] of all images, in their order and a few at a time."""
-    preprocess, workers = Preprocess(image_size=size, crop_pct=CROP_PCT), min(8, os.cpu_count() or 1)
-
-    def decode(rows: range) -> NDArray[np.uint8]:
-        squares = np.stack([preprocess.image(images.read(row)) for row in rows])
-        return np.ascontiguousarray(squares.transpose(0, 3, 1, 2))
-
-    parts = [range(start, min(start + ROWS, len(images))) for start in range(0, len(images), ROWS)]
+    preprocess = Preprocess(image_size=size, crop_pct=CROP_PCT)
     with progress.bar(f"Decoding {images.name}", len(images), "images") as advance:
-        for chunk in _ahead(decode, parts, workers, 2 * workers):
-            yield chunk
+        for chunk in prepared(images, np.arange(len(images)), preprocess):
+            yield np.ascontiguousarray(chunk.transpose(0, 3, 1, 2))
             advance(len(chunk))
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from monoeval.cli.main import app
-from monoeval.errors import UsageError
+from monoeval.errors import MonoevalError, UsageError
 
 TINY = ("--limit", "40", "--batch-size", "16", "--image-size", "8", "--device", "cpu")
 
@@ -38,11 +38,20 @@ def pretrain(*arguments: str) -> str:
         (("--params", "width=many"), "width cannot be 'many'"),
         (("--params", "optimiser=adam"), "optimiser cannot be 'adam'"),
         (("--params", "crop=2"), "crop cannot be '2'"),
+        (("--params", "stem=cifar"), "^stem is of the ResNets of timm: leave it out, or choose a network such as"),
+        (("--params", "learning_rate=inf"), "learning_rate cannot be 'inf': input should be a finite number"),
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments, says):
     with pytest.raises(UsageError, match=says):
         pretrain(*arguments)
+
+
+def test_a_rate_that_breaks_the_weights_is_what_the_error_is_about():
+    broken = ("--params", "epochs=1,learning_rate=1e30", "--limit", "120", "--device", "cpu")
+    with pytest.raises(MonoevalError, match=r"after step 1 of 1: lower learning_rate \(now 1e\+30\)") as failed:
+        pretrain("--data", "digits", *broken)
+    assert "--precision" not in str(failed.value)
 
 
 def test_settings_reach_the_network_and_a_folder_is_found_again(tmp_path):

@@ -1,12 +1,16 @@
 """Rows and labels: exact counts, nestedness, and what may never happen."""
 
+import re
+
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoeval.data.splits import folds, held_out, long_tail, share, shots, stratified_limit
 from monoeval.errors import UsageError
+from monoeval.scenarios.imbalance import Imbalance
 
 labels_of = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(lambda x: np.array(x, dtype=np.int64))
 
@@ -119,6 +123,25 @@ def test_a_tail_without_rows_names_the_class_and_what_is_possible() -> None:
     ):
         long_tail(labels, ("a", "b", "c"), 100, 0)
     assert np.bincount(labels[long_tail(labels, ("a", "b", "c"), 12, 0)]).min() == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), ratio=st.floats(1.5, 60), draw=st.integers(0, 9)
+)
+def test_the_imbalance_that_is_advised_is_possible_in_every_draw(
+    sizes: list[int], ratio: float, draw: int
+) -> None:
+    labels, names = np.repeat(np.arange(len(sizes)), sizes), [f"c{i}" for i in range(len(sizes))]
+    try:
+        long_tail(labels, names, ratio, draw)
+    except UsageError as error:
+        typed = yaml.safe_load(re.search(r"\{.*\}", str(error))[0])  # type: ignore[index]
+        (advised,) = Imbalance.model_validate(typed).ratios
+        assert advised < ratio
+        for other in range(10):
+            counts = np.bincount(labels[long_tail(labels, names, advised, other)], minlength=len(sizes))
+            assert counts.min() >= 1
+            assert counts.max() >= advised * counts.min()
 
 
 @given(labels=labels_of, n_folds=st.integers(2, 5), seed=st.integers(0, 3))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from monoeval.data import load as loading
@@ -152,6 +153,23 @@ def test_subpopulations_are_drawn_anew_for_each_seed() -> None:
     wanted = np.flatnonzero(np.isin(plain.labels, [int(name) for name in held_out]))
     assert len(rows) == len(wanted)
     assert np.array_equal(labels, plain.labels[wanted] % 2)
+
+
+def test_hierarchies_of_files_that_are_called_alike_are_unlike_protocols(tmp_path: Path) -> None:
+    def protocols(folder: str, superclass: dict[str, str]) -> list[str]:
+        path = tmp_path / folder / "pets.yaml"
+        path.parent.mkdir()
+        path.write_text(yaml.safe_dump(superclass))
+        shift = Subpopulation(hierarchy=str(path), train_fine=1)
+        return [trial.protocol for trial in shift.trials(DataSpec(name="digits"), 0)]
+
+    mine, copied = protocols("a", PARITY), protocols("b", dict(reversed(PARITY.items())))
+    others = protocols("c", {**PARITY, "0": "odd"})
+    assert mine == copied
+    assert not set(mine) & set(others)
+    assert all(protocol.startswith("subpopulation/pets.yaml-") for protocol in (*mine, *others))
+    known = next(Subpopulation().trials(DataSpec(name="digits"), 0))
+    assert known.protocol == "subpopulation/cifar100/train-3@0"
 
 
 def test_subpopulations_do_not_fit_any_data() -> None:

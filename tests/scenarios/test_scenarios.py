@@ -1,9 +1,13 @@
 """What each scenario changes, and that it changes nothing else."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from monoeval.data.images import DataSpec
+from monoeval.errors import UsageError
 from monoeval.keys import key
 from monoeval.scenarios import SCENARIOS
 from monoeval.scenarios.corruption import Corruption
@@ -68,11 +72,27 @@ def test_each_kind_of_label_noise_is_a_series_with_protocols_of_its_own() -> Non
 
 
 def test_human_labels_are_one_level_that_no_seed_draws() -> None:
-    clean, human = trials("label-noise", seed=2, kinds=["human"], file="labels.txt")
-    assert (clean.protocol, human.protocol) == ("label-noise/human/labels.txt@0", "label-noise/human/labels.txt@1")
+    clean, human = trials("label-noise", seed=2, kinds=["human"], column="said")
+    assert (clean.protocol, human.protocol) == ("label-noise/human/said@0", "label-noise/human/said@1")
     assert (clean.draw, human.draw) == (None, None)
     assert clean.fit == Fit()
-    assert [t.level for t in trials("label-noise", kinds=["human"], file="x", rates=[0.2])] == [1]
+    assert [t.level for t in trials("label-noise", kinds=["human"], column="said", rates=[0.2])] == [1]
+
+
+def test_files_of_human_labels_that_are_called_alike_are_unlike_protocols(tmp_path: Path) -> None:
+    def protocols(folder: str, labels: str) -> list[str]:
+        path = tmp_path / folder / "labels.txt"
+        path.parent.mkdir()
+        path.write_text(labels)
+        return [t.protocol for t in trials("label-noise", kinds=["human"], file=str(path))]
+
+    mine, copied, others = protocols("a", "1\n2\n"), protocols("b", "1\n2\n"), protocols("c", "2\n1\n")
+    assert mine == copied
+    assert not set(mine) & set(others)
+    for level, *both in zip("01", mine, others, strict=True):
+        assert all(re.fullmatch(rf"label-noise/human/labels\.txt-[0-9a-f]{{6}}@{level}", p) for p in both)
+    with pytest.raises(UsageError, match=r"The labels in .*none\.txt cannot be read \(No such file"):
+        trials("label-noise", kinds=["human"], file=str(tmp_path / "none.txt"))
 
 
 def test_the_oracle_is_in_the_protocol_and_leaves_clean_fits_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """The finetuning learner in a study: what its scores are, how arms are told apart, and its wrong inputs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from monoeval.adapters.spec import AdapterSpec
+from monoeval.backbones.preprocess import Preprocess
 from monoeval.backbones.resolve import resolve
 from monoeval.backbones.sources import build
 from monoeval.backbones.spec import BackboneSpec
@@ -23,10 +25,12 @@ from monoeval.report.summary import summarise
 from monoeval.scenarios.label_noise import LabelNoiseScenario
 from monoeval.suite.changes import changed, finetuning
 from monoeval.suite.forecast import forecast
+from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import Run, run
 from monoeval.training.finetune import Finetuner, Training
+from monoeval.training.pictures import Pictures
 from monoeval.training.settings import FinetuneSpec
 
 DATA = {"name": "digits", "limit": 60}
@@ -110,6 +114,50 @@ def test_images_that_no_trial_trains_on_are_not_held(tmp_path: Path, monkeypatch
     np.testing.assert_allclose(means, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("where", ["__init__", "fit", "logits"])
+def test_where_memory_runs_out_a_smaller_batch_is_named(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(Finetuner, where, full)
+    for batch_size, advice in (
+        (16, "try batch_size=8, or give a smaller --image-size"),
+        (2, "give a smaller --im"),
+    ):
+        arms = [{"name": "ce", "backbone": "vit", "probe": {**SETTINGS, "batch_size": batch_size, "epochs": 1}}]
+        study = {**STUDY, "seeds": 1, "arms": arms, "scenarios": ["clean"]}
+        (row,) = run(study, out=tmp_path / str(batch_size)).failed
+        assert row.error is not None
+        assert "not enough memory for finetuning test_vit" in row.error
+        assert f"in batches of {batch_size} images: {advice}" in row.error
+
+
+def test_each_image_is_decoded_once_for_all_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
+    decoded: list[int] = []
+    prepare = Preprocess.image
+    monkeypatch.setattr(Preprocess, "image", lambda self, *a, **k: (decoded.append(1), prepare(self, *a, **k))[1])
+    study = {**STUDY, "arms": [{**arm, "probe": {**arm["probe"], "epochs": 1}} for arm in STUDY["arms"]]}
+    expected = None
+    for room, count in ((2**40, 120), (0, 1440)):
+        memory = SimpleNamespace(available=room)
+        monkeypatch.setattr(
+            "monoeval.training.pictures.psutil", SimpleNamespace(virtual_memory=lambda m=memory: m)
+        )
+        monkeypatch.setattr("monoeval.suite.finetune.PICTURES", Pictures())
+        decoded.clear()
+        made = run(study, out=tmp_path / str(room))
+        assert not made.failed
+        assert len(decoded) == count
+        scores = [(row.key, row.accuracy, row.log_loss) for row in made.rows]
+        assert expected in (None, scores)
+        expected = scores
+
+
 def test_a_dry_run_counts_trainings_and_no_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MONOEVAL_CACHE", str(tmp_path / "cache"))
     rates = {**STUDY["arms"][1], "probe": {**SETTINGS, "objective": "nce", "learning_rates": [1e-3, 1e-2]}}
@@ -150,6 +198,34 @@ def test_baselines_differ_from_their_arm_in_one_thing() -> None:
         "m ce monolora": "m ce lora",
         "m nce monolora": "m nce lora",
     }
+
+
+def test_settings_are_those_of_every_arm_and_a_rank_of_those_that_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr("monoeval.cli.finetune.show_plan", lambda study, *_: seen.append(study))
+    options = ["--objective", "ce", "--adapt", "full,lora", "--params", "rank=4,batch_size=32,flip=true"]
+    CliRunner().invoke(app, ["finetune", "--model", "test_vit", "--dry-run", *options], catch_exceptions=False)
+    made = {arm.probe.adapt: arm.probe for arm in seen[0].arms if isinstance(arm.probe, FinetuneSpec)}
+    assert {(p.batch_size, p.flip) for p in made.values()} == {(32, True)}
+    assert (made["full"].rank, made["lora"].rank) == (8, 4)
+
+
+def test_views_that_became_others_have_another_key() -> None:
+    """Mirrored views of whole images were jittered in their aspect ratio; all other settings keep their keys."""
+
+    def keys(**fields: object) -> set[str]:
+        arms = [{"name": "ce", "backbone": "vit", "probe": {**SETTINGS, **fields}}]
+        groups = make_plan(load_recipe({**STUDY, "seeds": 1, "arms": arms, "scenarios": ["clean"]})).groups
+        return {key for group in groups for key in group.keys}
+
+    with pytest.MonkeyPatch.context() as patch:
+        now = [keys(), keys(crop=1), keys(flip=True), keys(crop=1, flip=True)]
+        patch.setattr("monoeval.suite.plan.FinetuneSpec", type(None))  # as if none were marked
+        before = [keys(), keys(crop=1), keys(flip=True), keys(crop=1, flip=True)]
+    assert now[:3] == before[:3]
+    assert now[3] != before[3]
 
 
 def test_without_lora_a_non_negative_monolora_is_held_against_its_cross_entropy() -> None:
@@ -225,6 +301,10 @@ def test_the_command_reads_domains_and_an_oracle_as_a_suite_does(monkeypatch: py
         (["--model", "test_vit", "--adapt", "half"], "should be 'full', 'lora' or 'monolora'"),
         (["--model", "test_vit", "--learning-rate", "0"], "should be greater than 0"),
         (["--model", "test_vit", "--learning-rate", "fast"], "should be a valid number"),
+        (["--model", "test_vit", "--params", "rank=4"], "rank is of low-rank changes: leave it out, or"),
+        (["--model", "test_vit", "--params", "crop=2"], "crop: input should be less than or equal to 1"),
+        (["--model", "test_vit", "--params", "corp=1"], "no setting named 'corp': did you mean 'crop'"),
+        (["--model", "test_vit", "--params", "flip"], "written as NAME=VALUE, for example batch_size=32"),
         (["--model", "test_resnet", "--weights", "random", "--image-size", "32", "--adapt", "lora"],
          "has no linear layers for lora to change: finetune all of it, with adapt: full."),
     ],

@@ -79,6 +79,18 @@ def test_sidecars_hold_what_statistics_need(tmp_path: Path) -> None:
     assert table["energy"] == [-1.0, -2.0]
 
 
+def test_kept_rows_have_the_protocol_ids_of_the_plan(tmp_path: Path) -> None:
+    corrupted = "corruption/cifar-c.onthefly/fog@3/32"
+    with Ledger(tmp_path) as ledger:
+        ledger.append([row("x", protocol="label-noise/human/a.txt@0"), row("y", protocol=corrupted)])
+        plan = {("a", "x"): "label-noise/human/a.txt-0f0f0f@0", ("a", "y"): "corruption/onthefly/fog@3"}
+        ledger.keep(plan)
+        assert [r.protocol for r in ledger.rows()] == ["label-noise/human/a.txt-0f0f0f@0", corrupted]
+        before = ledger.path.stat().st_mtime_ns
+        ledger.keep(plan)
+        assert ledger.path.stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("file", ["tests/t.parquet", "predictions/x.parquet"])
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_rows_without_their_sidecars_are_made_again(tmp_path: Path, file: str, harm: str) -> None:
@@ -88,13 +100,13 @@ def test_rows_without_their_sidecars_are_made_again(tmp_path: Path, file: str, h
         ledger.add_test("t", ["one", "two"], np.array([1, 0]), None)
         ledger.add_predictions(lines[0], made)
         ledger.append(lines)
-        ledger.keep({("a", "x"), ("a", "y")})
+        ledger.keep(dict.fromkeys([("a", "x"), ("a", "y")], "clean"))
         assert len(ledger.rows()) == 2
         path = tmp_path / file
         content = path.read_bytes()
         path.unlink()
         if harm == "cut":
             path.write_bytes(content[:-20])
-        ledger.keep({("a", "x"), ("a", "y")})
+        ledger.keep(dict.fromkeys([("a", "x"), ("a", "y")], "clean"))
         assert [r.key for r in ledger.rows()] == ["y"]
         assert not path.exists()

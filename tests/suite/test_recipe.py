@@ -1,5 +1,6 @@
 """Recipes: defaults, expansion to arms, and errors that name the line and the nearest key."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from monoeval.errors import UsageError
 from monoeval.probes.spec import GCE, KNN, SCE, Logistic
 from monoeval.scenarios import SCENARIOS
 from monoeval.suite.changes import changed
+from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe, recipes
 
@@ -220,3 +222,56 @@ def test_where_sparsity_emerges_a_control_takes_it_as_measured() -> None:
             load_recipe({**small, "arms": arms})
     with pytest.raises(UsageError, match="b has no k to match with"):
         load_recipe({**small, "arms": [{"name": "a", "backbone": "T"}, {**matched, "method": "pca"}]}).resolved()
+
+
+@pytest.mark.parametrize("objective", ["supcon", "nscl"])
+@pytest.mark.parametrize(
+    ("scenario", "levels"), [("label-noise", {}), ("few-shot", {"shots": [2]}), ("imbalance", {"ratios": [4]})]
+)
+def test_a_backbone_that_learned_from_clean_labels_meets_no_scenario_that_takes_them(
+    objective: str, scenario: str, levels: dict[str, list[int]]
+) -> None:
+    plain = {"simclr": "supcon", "ncl": "nscl"}
+    other = next(name for name, supervised in plain.items() if supervised == objective)
+    study = {
+        "data": {"name": "digits", "limit": 200},
+        "backbones": {"B": {"pretrain": {"objective": objective}}, "plain": {"pretrain": {"objective": other}}},
+        "arms": [{"name": "a", "backbone": "plain"}, {"name": "b", "backbone": "B"}],
+        "scenarios": ["clean", {"name": scenario, **levels}],
+    }
+    sentence = rf"backbone B is pretrained by {objective} .* {scenario} .* by {other}, .* leave out {scenario}"
+    with pytest.raises(UsageError, match=sentence):
+        make_plan(load_recipe(study))
+    alone = {**study, "arms": study["arms"][:1]}
+    assert make_plan(load_recipe(alone)).scores
+    kept = ["clean", {"name": "label-noise", "rates": [0]}, {"name": "input-noise", "levels": [0, 0.4]},
+            {"name": "ood", "target": "digits-printed"}]  # fmt: skip
+    assert make_plan(load_recipe({**study, "scenarios": kept})).scores
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "says"),
+    [
+        ({"objective": "ncl", "stem": "cifar"}, "stem is of the ResNets of timm: leave it out"),
+        ({"objective": "simclr", "normalise_first": True}, "normalise_first changes nothing for simclr without"),
+        ({"objective": "supcon", "network": "resnet18", "normalise_first": False}, "changes nothing for supcon"),
+    ],
+)
+def test_settings_of_pretraining_that_do_nothing_are_refused(pretrain: dict[str, object], says: str) -> None:
+    fields = {"backbones": {"B": {"pretrain": pretrain}}, "arms": [{"name": "b", "backbone": "B"}]}
+    with pytest.raises(UsageError, match=says):
+        load_recipe({**fields, "scenarios": ["clean"]})
+
+
+def test_what_a_resolved_recipe_writes_out_is_not_refused() -> None:
+    backbones = {
+        str(place): {"pretrain": {"objective": objective, "network": network, "density": density}}
+        for place, (objective, network, density) in enumerate(
+            product(["simclr", "ncl", "supcon", "nscl"], ["tiny", "resnet18"], [0, 1])
+        )
+    }
+    arms = [{"name": name, "backbone": name} for name in backbones]
+    for adapt in ("full", "lora"):
+        arms.append({"name": adapt, "backbone": "0", "probe": {"kind": "finetune", "adapt": adapt}})
+    recipe = load_recipe({"backbones": backbones, "arms": arms, "scenarios": ["clean"]}).resolved()
+    assert load_recipe(recipe.model_dump(mode="json")) == recipe

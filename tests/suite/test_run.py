@@ -309,10 +309,19 @@ def test_classes_of_one_domain_alone_are_listed(tmp_path: Path, caplog: pytest.L
         make_plan(load_recipe({**RECIPE, "seeds": 1, "data": str(tmp_path / "here"), "scenarios": [ood]}))
 
     plan("there")
-    assert "here alone are not scored under ood: eel." in caplog.text
-    assert "there alone are not scored under ood: fox." in caplog.text
+    assert "here alone are not scored under ood, 1 of 3: eel." in caplog.text
+    assert "there alone are not scored under ood, 1 of 3: fox." in caplog.text
     with pytest.raises(UsageError, match=r"far share 0 of 3 .*\(source: cat, dog, eel; target: a, b\)"):
         plan("far")
+    for odd, there in ((20, "many"), (21, "more")):
+        for name in ("cat", "dog", *(f"x{i:02}" for i in range(odd))):
+            (tmp_path / there / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / there / name / f"{i}.png").write_bytes(bytes([i]))
+        plan(there)
+    twenty = ", ".join(f"x{i:02}" for i in range(20))
+    assert f"many alone are not scored under ood, 20 of 22: {twenty}." in caplog.text
+    assert f"more alone are not scored under ood, 21 of 23: {twenty}, … (21 in all)." in caplog.text
 
 
 def test_a_whole_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

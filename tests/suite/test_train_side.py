@@ -1,6 +1,7 @@
 """Studies that change training labels or rows: what is planned, what the ledger says, and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     assert again.made == 0
     rows: dict[str, list[Row]] = {}
     for row in made.rows:
-        rows.setdefault(row.protocol, []).append(row)
+        rows.setdefault(re.sub(r"said\.txt-[0-9a-f]{6}@", "said.txt@", row.protocol), []).append(row)
     return made.folder, rows
+
+
+def test_scores_of_another_run_are_taken_over_under_the_ids_of_this_one(
+    study: tuple[Path, dict[str, list[Row]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, rows = study
+    monkeypatch.setenv("MONOEVAL_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("monoeval.report.write", lambda _: None)
+    labels = load_data(load_recipe(recipe("clean")).data.model_copy(update={"limit": None})).train.labels
+    (tmp_path / "said.txt").write_text("\n".join(map(str, np.where(labels == 4, 8, labels))))
+    noise = {**NOISE, "kinds": ["human"], "file": str(tmp_path / "said.txt"), "map": None}
+    clean, noisy = run(recipe(noise, arms=[{"name": "CL", "backbone": "CL"}]), out=folder).rows
+    before = rows["label-noise/human/said.txt@0"][0]
+    assert (clean.key, clean.accuracy) == (before.key, before.accuracy)
+    assert clean.protocol != before.protocol
+    assert clean.protocol.removesuffix("@0") == noisy.protocol.removesuffix("@1")
 
 
 def test_every_kind_is_scored_with_what_it_did(study: tuple[Path, dict[str, list[Row]]]) -> None:
@@ -165,6 +182,48 @@ def test_select_on_replaces_that_of_the_recipe() -> None:
         changed(load_recipe(recipe("clean")), select_on="clean-val")
 
 
+CLEAN_VAL = {"name": "label-noise", "rates": [0.4], "select_on": "clean-val"}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        "paper-cached",
+        "paper",
+        {"kind": "logistic", "l2": [0.01]},
+        {"kind": "gce", "l2": [0.01, 0.01]},
+        {"kind": "knn", "neighbours": [5]},
+    ],
+)
+def test_an_oracle_of_a_probe_that_tunes_nothing_is_refused(probe: object) -> None:
+    with pytest.raises(UsageError, match=r"tunes nothing: leave out --select-on clean-val, or choose a probe"):
+        make_plan(load_recipe(recipe(CLEAN_VAL, probe=probe)))
+    made = changed(load_recipe(recipe({**CLEAN_VAL, "select_on": "noisy-val"}, probe=probe)))
+    with pytest.raises(UsageError, match="tunes nothing"):
+        make_plan(changed(made, select_on="clean-val"))
+    tuned = {"name": "tuned", "backbone": "CL", "probe": "logistic"}  # one that does see the oracle is enough
+    make_plan(load_recipe(recipe(CLEAN_VAL, probe=probe, arms=[{"name": "CL", "backbone": "CL"}, tuned])))
+
+
+@pytest.mark.parametrize("rates", [[1e-3], [1e-3, 1e-2]])
+def test_an_oracle_of_a_finetuning_has_a_rate_to_choose(rates: list[float]) -> None:
+    probe = {"kind": "finetune", "learning_rates": rates}
+    asked = recipe(CLEAN_VAL, arms=[{"name": "CL", "backbone": "CL", "probe": probe}])
+    if len(rates) > 1:
+        make_plan(load_recipe(asked))
+        return
+    with pytest.raises(UsageError, match="finetune tunes nothing"):
+        make_plan(load_recipe(asked))
+
+
+def test_an_oracle_may_choose_an_adapter_or_what_ridge_and_means_are_scaled_by() -> None:
+    swept = {"name": "sae", "backbone": "CL", "method": "sae", "params": {"k": [4, 8]}, "baseline": "CL"}
+    arms = [{"name": "CL", "backbone": "CL"}, swept]
+    make_plan(load_recipe(recipe(CLEAN_VAL, probe={"kind": "logistic", "l2": [0.01]}, arms=arms)))
+    for kind in ("ridge", "ncm"):
+        make_plan(load_recipe(recipe(CLEAN_VAL, probe={"kind": kind})))
+
+
 def test_the_oracle_fits_noisy_labels_and_is_tuned_on_clean_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +281,7 @@ def test_wrong_settings_are_a_sentence_before_anything_runs(scenario: str, says:
     [
         (("--scenario", "clean", "--select-on", "clean-val"), "add --scenario label-noise"),
         (("--select-on", "clean"), "clean-val"),
+        (("--select-on", "clean-val", "--probe", "paper-cached"), "paper-cached tunes nothing: leave out"),
         (("--recipe", "r.yaml"), "'seven', which digits has not"),
     ],
 )

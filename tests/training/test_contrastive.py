@@ -1,12 +1,16 @@
 """The losses against naive double loops in float64, gradients included."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from monoeval.backbones.spec import PretrainSpec
+from monoeval.training import pretrain
 from monoeval.training.contrastive import (
+    NON_NEGATIVE,
     OBJECTIVES,
     density,
     info_nce,
@@ -127,3 +131,64 @@ def test_density_is_largest_where_all_entries_are_equal():
     assert density(torch.full((3, 16), 2.0)).item() == pytest.approx(0.25)
     assert density(torch.eye(4)).item() == pytest.approx(0.25)
     assert density(torch.tensor([[3.0, -4.0]])).item() == pytest.approx(0.7)
+
+
+def loss_of_training(spec: PretrainSpec, projected: Tensor, classes: Tensor) -> Tensor:
+    """What a pretraining minimises where its projector gives `projected` for both views of a batch."""
+    training = SimpleNamespace(
+        spec=spec,
+        processes=pretrain.ALONE,
+        network=SimpleNamespace(non_negative=spec.objective in NON_NEGATIVE),
+        classes=classes,
+        _projected=lambda _: projected,
+    )
+    return pretrain._Training._loss(training, (torch.arange(len(classes)), torch.empty(0)))
+
+
+def of_length_one(row: Tensor) -> Tensor:
+    return row / (row * row).sum().sqrt()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0], ids="density {:g}".format)
+@pytest.mark.parametrize("first_normalised", [True, False], ids=["normalised first", "as it is"])
+@pytest.mark.parametrize("objective", ["simclr", "ncl", "supcon", "nscl"])
+def test_the_whole_loss_and_its_gradient_equal_a_double_loop(objective, first_normalised, weight):
+    """Normalised, rectified with the slope of GELU, normalised again, and less the mean absolute entry."""
+    classes = [0, 1, 0, 2, 0]
+    # the same in float32, in which the training computes its losses
+    projected = (3 * torch.cat(views()).detach()).float().double().requires_grad_()
+    network = {"network": "resnet18"} if first_normalised else {}
+    spec = PretrainSpec(objective=objective, density=weight, normalise_first=first_normalised, **network)
+    ours = loss_of_training(spec, projected, torch.tensor(classes))
+
+    rows = torch.stack([of_length_one(row) if first_normalised else row for row in projected])
+    positive = rows.detach().clamp(min=0) if objective in NON_NEGATIVE else rows.detach()
+    seen = positive.requires_grad_()
+    theirs = (
+        naive(*seen.chunk(2), 0.2, rectify=False)
+        if objective in OBJECTIVES
+        else naive_sup_con(*seen.chunk(2), 0.2, classes)
+    )
+    absolute = torch.zeros((), dtype=torch.float64)
+    for row in seen:
+        for entry in of_length_one(row):
+            absolute = absolute + entry.abs()
+    theirs = theirs - weight * absolute / seen.numel()
+    (upstream,) = torch.autograd.grad(theirs, seen)
+    if objective in NON_NEGATIVE:
+        normal, x = torch.distributions.Normal(0.0, 1.0), rows.detach()
+        upstream = upstream * (normal.cdf(x) + x * normal.log_prob(x).exp())
+    (expected,) = torch.autograd.grad(rows, projected, upstream)
+    torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(ours, projected)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_non_negative_losses_have_no_other_gradient_than_their_double_loop():
+    """NSCL in float64 and alone, as `info_nce` of rectified rows is above."""
+    first, second = views()
+    ours = torch.autograd.grad(non_negative_sup_con(first, second, 0.2, torch.tensor([0, 1, 0, 2, 0])), first)[0]
+    rectified = first.detach().clamp(min=0).requires_grad_()
+    theirs = naive_sup_con(rectified, second.detach().clamp(min=0), 0.2, [0, 1, 0, 2, 0])
+    (upstream,) = torch.autograd.grad(theirs, rectified)
+    normal, x = torch.distributions.Normal(0.0, 1.0), first.detach()
+    torch.testing.assert_close(ours, upstream * (normal.cdf(x) + x * normal.log_prob(x).exp()))

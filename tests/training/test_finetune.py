@@ -88,8 +88,95 @@ def test_gradients_reach_the_factors_and_not_the_layer() -> None:
 def test_attention_of_torch_stays_as_it_is() -> None:
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert len(insert(block, 2, "lora", "it")) == 2  # both layers of the MLP
-    block.train()
-    assert block(torch.randn(2, 3, 8)).shape == (2, 3, 8)
+
+
+def test_torchs_encoder_layer_reads_the_changed_weights_in_evaluation() -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    for layer in insert(block, 2, "lora", "it"):
+        nn.init.normal_(layer.up)
+    x = torch.randn(2, 3, 8)
+    expected = block.train()(x)  # calls its layers
+    torch.testing.assert_close(block.eval()(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected)
+
+
+def beit_and_kin(name: str) -> nn.Module:
+    """A network of timm with one small block, the attention of which reads `qkv.weight`."""
+    from timm.models import beit, eva, swin_transformer_v2
+
+    torch.manual_seed(0)
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
+    if name == "beit":
+        return beit.Beit(qkv_bias=True, **small)
+    if name == "eva":
+        return eva.Eva(qkv_fused=True, **small)
+    swin = swin_transformer_v2.SwinTransformerV2(
+        img_size=16, patch_size=4, embed_dim=16, depths=(1,), num_heads=(2,), window_size=2, num_classes=0
+    )
+    for module in swin.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)  # at first those of the blocks are zero, which lets nothing through
+    return swin
+
+
+@pytest.mark.parametrize("name", ["beit", "eva", "swinv2"])
+def test_modules_that_read_weights_get_the_changed_ones_with_their_gradients(name: str) -> None:
+    module, x = beit_and_kin(name).eval(), torch.randn(2, 3, 16, 16)
+    before = module(x)
+    layers = insert(module, 2, "lora", "it")
+    torch.testing.assert_close(module(x), before)
+    for layer in layers:
+        nn.init.normal_(layer.up, std=0.1)
+    changed = module(x)
+    assert not torch.allclose(changed, before, atol=1e-3)
+    changed.square().sum().backward()  # type: ignore[no-untyped-call]
+    for layer in layers:
+        assert layer.frozen.weight.grad is None
+        for factor in (layer.down, layer.up):
+            assert factor.grad is not None
+            assert factor.grad.any()
+
+    plain = beit_and_kin(name).eval()  # with the products of the factors in its own weights
+    merged = []
+    for path, layer in module.named_modules():
+        if isinstance(layer, LowRank):
+            own = plain.get_submodule(path)
+            with torch.no_grad():
+                own.weight += SCALE * layer.up @ layer.down
+            merged.append((layer, own))
+    out = plain(x)
+    torch.testing.assert_close(out, changed)
+    out.square().sum().backward()
+    assert len(merged) == len(layers)
+    for layer, own in merged:
+        of_up, of_down = own.weight.grad @ layer.down.T, layer.up.T @ own.weight.grad
+        torch.testing.assert_close(layer.up.grad, SCALE * of_up, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(layer.down.grad, SCALE * of_down, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", ["lora", "monolora"])
+def test_a_network_that_reads_weights_is_finetuned_by_lora_alone(adapt: str) -> None:
+    module = beit_and_kin("beit").eval()
+    if adapt == "monolora":
+        with pytest.raises(
+            UsageError, match=r"MonoLoRA cannot change blocks\.0\.attn\.qkv: .* choose adapt: lora"
+        ):
+            finetuner(Network(module, module, PLAIN), adapt=adapt)
+        return
+    made, task = finetuner(Network(module, module, PLAIN), adapt=adapt, learning_rates=[1e-2], epochs=8, crop=1)
+    assert made.fit(task, seed=0).active is not None
+    _, labels = bright_and_dark()
+    assert (made.logits(made.pixels[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
+
+
+def test_every_layer_that_a_monosemantic_change_cannot_reach_is_named() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    stack = nn.Sequential(layer, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    insert(stack, 2, "monolora", "it")
+    with torch.no_grad(), pytest.raises(UsageError, match=r"0\.linear1 and 1 more \(1\.linear1\)"):
+        stack(torch.randn(2, 3, 8))
 
 
 def test_a_network_without_linear_layers_cannot_take_low_rank_changes() -> None:
@@ -149,6 +236,22 @@ def test_a_training_depends_on_its_task_and_seed_alone() -> None:
     assert not torch.equal(made.logits(made.pixels), first)
     made.fit(task, seed=1)
     assert torch.equal(made.logits(made.pixels), first)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_whole_images_are_trained_on_as_they_are_or_mirrored(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, task = finetuner(tiny_network(), crop=1, flip=flip)
+    seen: list[Tensor] = []
+    normal = Finetuner._normal
+    monkeypatch.setattr(Finetuner, "_normal", lambda self, x: (seen.append(x), normal(self, x))[1])
+    made.fit(task, seed=0)
+    views = torch.cat(seen[1:-1])  # without those of the scale and of the latents
+    whole = made.pixels[:40].float() / 255
+    mirrored = whole.flip(3)
+    as_is = (views[:, None] == whole).flatten(2).all(2).any(1)
+    turned = (views[:, None] == mirrored).flatten(2).all(2).any(1)
+    assert (as_is | turned).all()
+    assert turned.float().mean().item() == pytest.approx(0.5 if flip else 0, abs=0.15)
 
 
 def test_dropout_is_drawn_from_the_seed_too() -> None:

@@ -15,6 +15,9 @@ from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.suite.frozen import located
+from monoeval.suite.plan import make_plan
+from monoeval.suite.recipe_files import load_recipe
 from monoeval.training import keys, networks, resume
 from monoeval.training import pretrain as module
 from monoeval.training.keys import STEM, pretrained_folder, pretrained_key
@@ -188,6 +191,50 @@ def test_how_it_goes_is_said_from_unseen_images_and_changes_no_bit(caplog):
         assert re.search(r"linear probe \d+\.\d %, nearest class mean .* \(on 60 images of others", line)
 
 
+@pytest.mark.parametrize("rate", [1e15, 1e30, 3e38])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_the_last_step_broke_are_written_nowhere(rate, epochs):
+    """After it no loss is looked at; and at 1e15 the weights themselves are finite."""
+    fields = {**TINY, "epochs": epochs, "batch_size": 36, "learning_rate": rate}
+    spec, images = PretrainSpec(objective="simclr", **fields), squares()
+    sentence = rf"^The simclr weights give no finite loss after step 1 of {epochs}: lower learning_rate \(now "
+    with pytest.raises(MonoevalError, match=sentence) as failed:
+        pretrain(spec, images, seed=0, device=CPU, checkpoint_seconds=0, watched=True)
+    assert "kept" not in str(failed.value)
+    folder = pretrained_folder(spec, images.fingerprint, len(images), 0)
+    assert not folder.exists()
+    assert not resume.checkpoint_of(folder).exists()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "temperature", "density"])
+def test_settings_are_finite(name):
+    with pytest.raises(ValueError, match="should be a finite number"):
+        PretrainSpec(objective="simclr", **{name: float("inf")})
+
+
+@pytest.mark.parametrize(
+    "error", [MonoevalError("one of them is damaged."), RuntimeError("no room"), MemoryError()]
+)
+def test_what_watching_meets_ends_no_training_and_changes_no_bit(error, caplog, monkeypatch):
+    spec, images = PretrainSpec(objective="ncl", **{**TINY, "epochs": 2}), squares(48)
+    folder = pretrain(spec, images, seed=0, device=CPU)
+    weights = (folder / "backbone.safetensors").read_bytes()
+    shutil.rmtree(folder)
+
+    def failing(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:  # while the network is in evaluation mode
+        patched.setattr(module, "watch", failing)
+        pretrain(spec, images, seed=0, device=CPU, watched=True)
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+    shutil.rmtree(folder)
+    unseen = replace(squares(60), read=failing)
+    pretrain(spec, images, seed=0, device=CPU, watched=True, unseen=unseen)
+    assert (folder / "backbone.safetensors").read_bytes() == weights
+    assert caplog.text.count("could not be measured") == 4
+
+
 def test_a_full_disk_silences_what_is_said_and_ends_no_training(caplog, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -269,7 +316,7 @@ def test_whether_statistics_are_taken_anew_is_in_the_key_of_short_trainings(monk
     assert before[1] == after[1] == after[0]
 
 
-def test_wrong_use_is_one_sentence(monkeypatch):
+def test_wrong_use_is_one_sentence():
     images = squares()
     alone = replace(images, labels=np.zeros(36, np.int64))
     for objective in ("supcon", "nscl"):
@@ -278,12 +325,46 @@ def test_wrong_use_is_one_sentence(monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'resnet18'"):
         PretrainSpec(objective="ncl", network="resnet81")
 
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_a_batch_that_memory_has_no_room_for_is_halved_while_it_can_be(error, monkeypatch):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
     monkeypatch.setattr(module._Training, "_loss", full)
-    with pytest.raises(MonoevalError, match="batches of 16 images: try --batch-size 8"):
-        pretrain(PretrainSpec(objective="simclr", **TINY), images, seed=0, device=CPU)
+    spec, images = PretrainSpec(objective="simclr", **TINY), squares()
+    with pytest.raises(
+        MonoevalError, match="batches of 16 images of 8 pixels: try --batch-size 8, or lower image"
+    ):
+        pretrain(spec, images, seed=0, device=CPU)
+    least = spec.model_copy(update={"batch_size": 2})
+    with pytest.raises(MonoevalError, match=r"batches of 2 images of 8 pixels: lower image_size or choose --dev"):
+        pretrain(least, images, seed=0, device=CPU)
+
+
+def test_a_recipe_is_told_which_of_its_settings_makes_batches_smaller(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module._Training, "_loss", full)
+    backbones = {"CL": {"pretrain": {"objective": "simclr", "batch_size": 16}}}
+    recipe = {"backbones": backbones, "arms": [{"name": "a", "backbone": "CL"}], "scenarios": ["clean"],
+              "data": {"name": "digits", "limit": 40}}  # fmt: skip
+    (group,) = make_plan(load_recipe({**recipe, "seeds": 1})).groups
+    with pytest.raises(MonoevalError, match="try batch_size: 8 under pretrain of CL in the recipe, or") as failed:
+        located(group, "cpu")
+    assert "--batch-size" not in str(failed.value)
 
 
 def test_settings_that_came_later_left_the_keys_of_the_first_networks_as_they_were():
