@@ -159,9 +159,18 @@ def choose_latents(
     of lowest, or a draw by `seed` (which also decides between equal scores). So the three have one distribution of
     rate and energy, up to the width of a cell, and the most and the least share no latent.
 
-    Raises MonoevalError where `count` is less than one or cells are too small for it.
+    Raises MonoevalError where `count` is less than one, cells are too small for it, or fewer than two latents have
+    a score.
     """
     eligible = np.flatnonzero(latents.living & np.isfinite(latents.score))
+    if len(eligible) < 2:
+        has = "Only one" if len(eligible) else "None"
+        support = 2 if np.isfinite(latents.monosemanticity).any() else latents.top_rows.shape[1]
+        raise MonoevalError(
+            f"{has} of {len(latents.fired):,} latents has a score, which takes {support} of the "
+            f"{latents.n_rows:,} rows that fire it, and two are compared at least: measure more rows, or give the "
+            "method fewer latents or a larger k."
+        )
     if count is None:
         count = max(1, len(eligible) // 4)
     generator = np.random.default_rng(draw_seed("latents", "chosen", seed))

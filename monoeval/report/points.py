@@ -114,8 +114,21 @@ def mean_measures(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         if row.adapter:
             fitted[row.train, row.backbone_seed, row.adapter_seed, *sorted(row.chosen.items())] |= row.adapter
-    moved = [{f"drift_{name}": value for name, value in row.drift.items()} for row in rows if row.drift]
+    moved = [
+        {f"drift_{name}": value for name, value in {**row.drift, **_shifts(row.drift)}.items()}
+        for row in rows
+        if row.drift
+    ]
     return {**means(fitted.values()), **means(moved)}
+
+
+def _shifts(drift: Mapping[str, float]) -> dict[str, float]:
+    """What a change to the images adds to L0 and explained variance, where both figures are there."""
+    return {
+        f"{name}_shift": drift[f"{name}_corrupted"] - drift[f"{name}_clean"]
+        for name in ("l0", "explained")
+        if f"{name}_corrupted" in drift and f"{name}_clean" in drift
+    }
 
 
 def means(found: Iterable[Mapping[str, float]]) -> dict[str, float]:

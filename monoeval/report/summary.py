@@ -211,7 +211,17 @@ def _notes(
             "The most, least and random monosemantic latents were ranked by the clean labels of all training "
             "rows, also where the probe sees few or noisy ones."
         )
+    greedy = [str(arm["name"]) for arm in scores.arms if _is_greedy(scores.adapter_measures(arm["name"]))]
+    if greedy:
+        notes.append(
+            f"The stability over seeds of {listed(greedy)} was matched greedily, as dictionaries of more than "
+            "4,096 latents are: it and its chance level may be too low."
+        )
     return notes + _about_sweeps(scores.rows) + _about_probes(scores)
+
+
+def _is_greedy(measures: Mapping[str, float]) -> bool:
+    return measures.get("stability_exact", 1.0) < 1
 
 
 def _about_line(target: str, line: StandardLine) -> str:

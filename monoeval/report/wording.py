@@ -274,9 +274,14 @@ _MEASURES = {
     "stability": ("stability over seeds", "{:.3f}", "stability_chance"),
     "drift_cosine": ("cosine under change", "{:.3f}", None),
     "drift_jaccard": ("Jaccard under change", "{:.3f}", None),
+    "drift_l0_shift": ("L0 shift under change", "{:+.1f}", None),
+    "drift_explained_shift": ("explained variance shift under change", "{:+.3f}", None),
     "low_rank_active": ("active low-rank latents", "{:.1%}", None),
 }
 """Measure → its heading, how it is written, and the measure that stands beside it in brackets."""
+
+_UNSHOWN = ("drift_", WHOLE, "stability_exact")
+"""How names of measures begin that are shown elsewhere or stand in others: for others a heading is made up."""
 
 ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
@@ -289,7 +294,8 @@ ABOUT_MEASURES = (
     "fire it, which favours sparse codes. Margin is the median, over clean held-out images, of the true class's "
     "logit less the largest other one, by the probe on all clean training rows. Cosine and Jaccard under change "
     "compare the codes of an image with those of the changed image, over all changes of the study; signed dense "
-    "codes are all active, so their Jaccard is 1."
+    "codes are all active, so their Jaccard is 1. Shifts under change are what the changed images have more of it "
+    "than the same images unchanged."
 )
 
 
@@ -297,7 +303,7 @@ def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the adapters' measures, the standard ones first."""
     found = dict.fromkeys(name for measures in summary.adapters.values() for name in measures)
     beside = {name for _, _, name in _MEASURES.values()}
-    others = [n for n in found if n not in _MEASURES and n not in beside and not n.startswith(("drift_", WHOLE))]
+    others = [n for n in found if n not in _MEASURES and n not in beside and not n.startswith(_UNSHOWN)]
     shown = {name: about for name, about in _MEASURES.items() if name in found}
     shown |= {name: (name.replace("_", " "), "{:.4g}", None) for name in others}
 

@@ -290,7 +290,11 @@ def _stability(group: Group, candidate: _Fitted, device: str) -> dict[str, float
     if other is None or other.shape != directions.shape:
         return {}
     found = stability(directions, other, either_sign=candidate.spec.method in {"pca", "ica"})
-    return {"stability": found.cosine, "stability_chance": found.chance}
+    return {
+        "stability": found.cosine,
+        "stability_chance": found.chance,
+        "stability_exact": float(found.exact),
+    }
 
 
 def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], candidate: _Fitted) -> dict[str, float]:

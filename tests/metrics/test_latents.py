@@ -280,6 +280,18 @@ def test_a_quarter_of_the_latents_can_always_be_matched(living):
     assert not np.intersect1d(most, least).size
 
 
+@pytest.mark.parametrize(("fires", "says"), [(19, "None of 3 latents"), (20, "Only one of 3 latents")])
+def test_latents_of_which_less_than_two_have_a_score_say_what_it_takes(fires, says):
+    codes = np.zeros((30, 3))
+    codes[:fires, 0] = 1
+    codes[:4, 1] = 2
+    latents = measure(codes_of(codes), np.arange(30) % 2, 2)
+    with pytest.raises(MonoevalError, match=f"{says} has a score, which takes 20 of the 30 rows") as told:
+        choose_latents(latents, "most", seed=0)
+    assert "1 to 1" not in str(told.value)
+    assert "measure more rows" in str(told.value)
+
+
 @pytest.mark.parametrize("count", [0, -1, 451])
 def test_too_many_latents_cannot_be_matched(count):
     with pytest.raises(MonoevalError, match="cannot be matched"):

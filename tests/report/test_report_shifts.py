@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from report_study import ARMS, RunFolder
 
+from monoeval.metrics.dictionary import WIDEST_EXACT
 from monoeval.report import summarise
 from monoeval.report.model import Table
+from monoeval.report.wording import adapter_table
 
 Make = Callable[..., RunFolder]
 PAIR = [ARMS[0], {**ARMS[2], "controls": []}]
@@ -98,6 +100,35 @@ def test_subclasses_that_share_no_row_between_seeds_leave_the_seeds_alone_to_var
     assert interval.mean == pytest.approx(np.mean(gains))
     assert interval.standard_error == pytest.approx(abs(gains[0] - gains[1]) / 2)
     assert interval.degrees_of_freedom == pytest.approx(1, abs=0.2)
+
+
+def test_what_a_change_adds_to_l0_and_explained_variance_is_shown(run_folder: Make) -> None:
+    run = run_folder(PAIR, ["clean"], seeds=1)
+    run.test("t", ["a", "b"], np.zeros(2, dtype=np.int64))
+    for level, l0, explained in ((1.0, 12.0, 0.5), (2.0, 7.0, 0.2)):
+        drift = {"l0_clean": 10.0, "l0_corrupted": l0, "explained_clean": 0.8, "explained_corrupted": explained}
+        place = {"series": "fog", "level": level, "protocol": f"corruption/{level}", "scenario": "corruption"}
+        run.score("sae", np.array([True, True]), drift={"cosine": 0.5, **drift}, **place)
+        raw = {"cosine": 0.9, "l0_clean": 8.0, "l0_corrupted": 8.0}  # raw features have no way back
+        run.score("raw", np.array([True, True]), drift=raw, **place)
+    headings, lines = adapter_table(summarise(run.folder))
+    raw, sae = (dict(zip(headings, line, strict=True)) for line in lines)
+    assert [sae[f"{name} shift under change"] for name in ("L0", "explained variance")] == ["-0.5", "-0.450"]
+    assert [raw[f"{name} shift under change"] for name in ("L0", "explained variance")] == ["+0.0", ""]
+
+
+@pytest.mark.parametrize("exact", [0.0, 1.0])
+def test_a_greedy_matching_is_told(run_folder: Make, exact: float) -> None:
+    run = run_folder(PAIR, ["clean"], seeds=1)
+    run.test("t", ["a", "b"], np.zeros(2, dtype=np.int64))
+    run.score("raw", np.array([True, False]))
+    found = {"stability": 0.5, "stability_chance": 0.1, "stability_exact": exact}
+    run.score("sae", np.array([True, True]), adapter=found)
+    summary = summarise(run.folder)
+    told = [note for note in summary.notes if "stability over seeds of sae was matched greedily" in note]
+    assert bool(told) == (exact == 0)
+    assert all(f"more than {WIDEST_EXACT:,} latents" in note for note in told)
+    assert "stability exact" not in adapter_table(summary)[0]
 
 
 def test_measures_are_averaged_over_what_was_fitted(run_folder: Make) -> None:

@@ -122,7 +122,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Any:
     sae = {"backbone": "net", "method": "sae", "params": {"width": 128, "k": 4, "steps": 800}, "baseline": "raw"}
     recipe = {
         "data": {"name": "digits", "limit": 60},
-        "seeds": 1,
+        "seeds": 2,
         "backbones": {"net": {"model": "test_resnet", "weights": "random", "image_size": 32, "precision": "fp32"}},
         "arms": [
             {"name": "raw", "backbone": "net"},
@@ -137,6 +137,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONOEVAL_CACHE", str(out / "cache"))
+        patch.setattr("monoeval.metrics.dictionary.WIDEST_EXACT", 100)
         rows = monoeval.run(recipe, out=out)
     assert {row.status for row in rows} == {"ok"}
     return summarise(next(path for path in out.iterdir() if path.name != "cache"))
@@ -170,3 +171,8 @@ def test_some_latents_show_no_explained_variance_and_are_judged_by_the_whole(sum
     shown = by_arm["idle (not trained)"]["explained variance, held out"]
     assert shown == f"{own['explained_variance_held_out']:.3f} ({before:.3f})"
     assert by_arm["pca"]["explained variance, held out"] != ""
+
+
+def test_a_study_tells_of_a_greedy_matching(summary: Any) -> None:
+    assert summary.adapters["sae"]["stability_exact"] == 0
+    assert any("stability over seeds of sae and idle was matched greedily" in note for note in summary.notes)
