@@ -11,8 +11,8 @@ from made_codes import codes_of, held
 
 from monoeval.adapters.base import Codes
 from monoeval.adapters.rows import TrainingRows
-from monoeval.adapters.settings import PCASettings
-from monoeval.adapters.simple import PCA
+from monoeval.adapters.settings import NoSettings
+from monoeval.adapters.simple import UnitLength
 from monoeval.errors import MonoevalError
 from monoeval.metrics import dictionary, streams
 from monoeval.metrics.dictionary import coherence, explained_variance, stability
@@ -145,5 +145,5 @@ def test_explained_variance_is_undefined_without_a_way_back_or_a_spread():
     assert np.isnan(explained_variance(codes_of(np.eye(3), shrink=1.0), np.arange(0)))
     assert explained_variance(codes_of(np.eye(3), shrink=1.0)) == 1
     features = held(np.eye(4))
-    adapter = PCA(PCASettings()).fit(TrainingRows(features, None, torch.device("cpu")), seed=0)
+    adapter = UnitLength(NoSettings()).fit(TrainingRows(features, None, torch.device("cpu")), seed=0)
     assert np.isnan(explained_variance(Codes(features, adapter, torch.device("cpu"))))
