@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
@@ -39,7 +39,7 @@ def accuracy_interval(
 
     Raises MonoevalError as `mean_interval` does.
     """
-    found = mean_interval(correct_ru, groups_r, level, levels)
+    found = _interval(np.asarray(correct_ru, dtype=np.float64), groups_r, level, levels)
     freedom = found.degrees_of_freedom
     spread = found.mean * (1 - found.mean)
     if spread > 0 and found.standard_error > 0:
@@ -52,6 +52,14 @@ def accuracy_interval(
     low, high = _wilson(found.mean, independent, freedom, level)
     changed = {"low": low, "high": high, "degrees_of_freedom": freedom}
     return Proportion(**{**vars(found), **changed}, independent=independent)
+
+
+def _interval(
+    values_ru: NDArray[np.float64], groups_r: ArrayLike | None, level: float, levels: Levels | None
+) -> Interval:
+    """`mean_interval`, and where all rows are alike `paired_difference`, which never leaves these without a width."""
+    alike = len(values_ru) > 0 and bool((values_ru == values_ru[:1]).all())
+    return (paired_difference if alike else mean_interval)(values_ru, groups_r, level, levels)
 
 
 def _wilson(mean: float, n: float, freedom: float, level: float) -> tuple[float, float]:
@@ -84,17 +92,17 @@ def relative_error_reduction(
 
     `gain_ru` [R rows, U units] is the difference of correctness, `wrong_ru` [R, U] the baseline's errors, each in
     [0, 1]. The interval holds the ratios ρ for which gain − ρ · error does not differ from zero by
-    `paired_difference` (Fieller, Journal of the Royal Statistical Society B 16, 1954), so the errors' own
+    `mean_interval` (Fieller, Journal of the Royal Statistical Society B 16, 1954), so the errors' own
     uncertainty counts, over rows and units alike. None where those are not above zero at `level`: any ratio would
-    be possible. Raises MonoevalError as `paired_difference` does.
+    be possible. Raises MonoevalError as `mean_interval` does.
     """
     gain, wrong = np.asarray(gain_ru, dtype=np.float64), np.asarray(wrong_ru, dtype=np.float64)
-    errors = paired_difference(wrong, groups_r, level, levels)
+    errors = _interval(wrong, groups_r, level, levels)
     if not errors.low > 0:
         return None
 
     def at(ratio: float) -> Interval:
-        return paired_difference(gain - ratio * wrong, groups_r, level, levels)
+        return _interval(gain - ratio * wrong, groups_r, level, levels)
 
     value = float(gain.mean()) / errors.mean
     if (gain == gain[:1]).all():  # no ratio but this one leaves rows alike, so others tell nothing of the gain

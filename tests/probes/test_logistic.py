@@ -146,7 +146,7 @@ def streamed(folder, array, encode):
     paths = [folder / "0.npy", folder / "1.npy"]
     for path, part in zip(paths, np.array_split(array, 2), strict=True):
         np.save(path, part)
-    adapter = SimpleNamespace(method="made", width=array.shape[1], encode=encode)
+    adapter = SimpleNamespace(method="made", width=array.shape[1], encode=encode, origin=None)
     return Codes(FeatureSet("made", tuple(paths)), adapter, torch.device("cpu"))
 
 
