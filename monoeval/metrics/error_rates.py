@@ -57,7 +57,7 @@ def accuracy_interval(
 def _interval(
     values_ru: NDArray[np.float64], groups_r: ArrayLike | None, level: float, levels: Levels | None
 ) -> Interval:
-    """`mean_interval`, and where all rows are alike `paired_difference`, which never leaves these without a width."""
+    """`mean_interval`; where all rows are alike `paired_difference`, which never leaves these without a width."""
     alike = len(values_ru) > 0 and bool((values_ru == values_ru[:1]).all())
     return (paired_difference if alike else mean_interval)(values_ru, groups_r, level, levels)
 
