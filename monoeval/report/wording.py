@@ -260,11 +260,11 @@ _MEASURES = {
         "{:.3f}",
         "explained_variance_untrained_held_out",
     ),
-    "explained_variance_pca": ("by PCA, held out", "{:.3f}", None),
-    "explained_variance": ("explained variance, training rows", "{:.3f}", "explained_variance_untrained"),
     "l0": ("L0", "{:.1f}", None),
     "dead_share": ("dead latents", "{:.1%}", None),
     "top_consistency": ("top-20 consistency", "{:.2f}", "top_consistency_chance"),
+    "explained_variance_pca": ("by PCA, held out", "{:.3f}", None),
+    "explained_variance": ("explained variance, training rows", "{:.3f}", "explained_variance_untrained"),
     "consistency": ("semantic consistency", "{:.2f}", "consistency_chance"),
     "entropy": ("class entropy", "{:.2f}", "entropy_chance"),
     "scatter_ratio": ("scatter ratio", "{:.3f}", None),
@@ -278,7 +278,8 @@ _MEASURES = {
     "drift_explained_shift": ("explained variance shift under change", "{:+.3f}", None),
     "low_rank_active": ("active low-rank latents", "{:.1%}", None),
 }
-"""Measure → its heading, how it is written, and the measure that stands beside it in brackets."""
+"""Measure → its heading, how it is written, and the measure that stands beside it in brackets; a terminal shows the
+first of them, as many as fit."""
 
 _UNSHOWN = ("drift_", WHOLE, "stability_exact")
 """How names of measures begin that are shown elsewhere or stand in others: for others a heading is made up."""
