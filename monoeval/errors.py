@@ -22,6 +22,10 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(word, sorted(choices), n=1, cutoff=0.5)), None)
 
 
+LISTED = {"model": "models", "method": "methods", "probe": "probes", "scenario": "scenarios", "recipe": "recipes"}
+"""Kinds of names that `monoeval list` shows."""
+
+
 def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> UsageError:
     """The error for a name nobody knows, with the nearest valid one."""
     names = sorted(choices)
@@ -30,8 +34,10 @@ def unknown(kind: str, word: str, choices: Iterable[str], hint: str = "") -> Usa
         advice = f"did you mean {near!r}?"
     elif len(names) <= 12:
         advice = f"choose one of {', '.join(names)}."
+    elif kind in LISTED:
+        advice = f"`monoeval list {LISTED[kind]}` shows all {len(names)}."
     else:
-        advice = f"`monoeval list {kind}s` shows all {len(names)}."
+        advice = f"choose one of {', '.join(names[:12])}, … ({len(names)} in all)."
     return UsageError(f"There is no {kind} named {word!r}: {advice}{' ' + hint if hint else ''}")
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from monoeval.backbones.aliases import ALIASES
 from monoeval.backbones.tables import timm_names
 from monoeval.errors import UsageError, nearest
 from monoeval.spec import Spec
@@ -64,6 +65,11 @@ class PretrainSpec(Spec):
         if network == "tiny" or not isinstance(network, str):
             return given
         if network not in timm_names():
+            if network in ALIASES:
+                raise UsageError(
+                    f"{network} stands for the pretrained weights {ALIASES[network]}: to train an architecture "
+                    "anew, name it as timm does, for example resnet18."
+                )
             near = nearest(network, {"tiny", *timm_names()})
             advice = f"did you mean {near!r}?" if near else "give tiny, or a timm name such as resnet18."
             raise UsageError(f"There is no network named {network!r} to pretrain: {advice}")

@@ -37,9 +37,10 @@ class _Bars:
     def __call__(self, description: str, total: int | None, unit: str) -> Iterator[progress.Advance]:
         outermost = self._display is None
         if self._display is None:
+            bar = [BarColumn(bar_width=28)] if err.width >= 100 else []  # the time left is worth more
             self._display = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=28),
+                *bar,
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}"),
                 TimeElapsedColumn(),

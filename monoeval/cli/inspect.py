@@ -11,6 +11,7 @@ from rich.text import Text
 
 from monoeval.cli import options as o
 from monoeval.cli.console import out as stdout
+from monoeval.keys import key
 
 if TYPE_CHECKING:
     from monoeval.adapters.spec import AdapterSpec
@@ -72,7 +73,9 @@ def inspect(
     assert source is not None
     images = load_data(source.model_copy(update={"limit": limit}))
     name = adapter if isinstance(subject, Path) else subject.method
-    page = out or Path("runs") / f"inspect-{'-'.join(map(o.short, (name, model, source.label)))}.html"
+    asked = [adapter if isinstance(subject, Path) else subject, backbone, source, limit, seed]
+    default = f"inspect-{'-'.join(map(o.short, (name, model, source.label)))}-{key(asked)[:6]}.html"
+    page = out or Path("runs") / default
     _check_writable(page)
 
     from monoeval.files import atomic
@@ -137,6 +140,8 @@ def _check_writable(page: Path) -> None:
 
     if page.is_dir():
         raise UsageError(f"{page} is a folder: name a file with --out, for example --out {page / 'inspect.html'}.")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"The page is HTML, and {page} is not called so: give --out a name such as inspect.html.")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=page.parent):

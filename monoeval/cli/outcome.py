@@ -45,11 +45,11 @@ def show_report(folder: Path, as_json: bool) -> None:
               f"Scores: {folder / 'results.jsonl'}", markup=False, soft_wrap=True)  # fmt: skip
 
 
-def show_plan(study: Recipe, folder: str, as_json: bool) -> None:
+def show_plan(study: Recipe, folder: str, as_json: bool, fresh: bool) -> None:
     """Print what running `study` would do."""
     from monoeval.suite.forecast import forecast
 
-    expected = forecast(study, Path(folder))
+    expected = forecast(study, Path(folder), fresh=fresh)
     if as_json:
         out.print_json(json.dumps(expected))
         return

@@ -1,6 +1,7 @@
 """`monoeval pretrain`: train a backbone, polysemantic (SimCLR, SupCon) or monosemantic (NCL, NSCL)."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,8 +83,8 @@ def pretrain(
     for name in ("objective", "network", "width", "image_size", "final_loss", "alive"):
         if name in facts:
             stdout.print(f"{name.replace('_', ' '):12} {facts[name]}", markup=False)
-    stdout.print(f"Backbone: {folder}\nUse it:   monoeval probe --model {folder} --method sae",
-                 markup=False, soft_wrap=True)  # fmt: skip
+    use = f"monoeval probe --model {shlex.quote(str(folder))} --method sae --data {shlex.quote(source.name)}"
+    stdout.print(f"Backbone: {folder}\nUse it:   {use}", markup=False, soft_wrap=True)
 
 
 def _spec(objective: str, model: str, paper: bool, given: dict[str, Any], params: list[str]) -> "PretrainSpec":

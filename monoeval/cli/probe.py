@@ -53,6 +53,6 @@ def probe(
         scenarios=({"name": "clean"},),
     )
     if dry_run:
-        show_plan(study, out, as_json)
+        show_plan(study, out, as_json, fresh)
         return
     show_run(study, out=out, device=device, fresh=fresh, as_json=as_json, debug=debug)

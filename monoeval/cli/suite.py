@@ -71,6 +71,6 @@ def suite(
         limit=limit,
     )
     if dry_run:
-        show_plan(study, out, as_json)
+        show_plan(study, out, as_json, fresh)
         return
     show_run(study, out=out, device=device, fresh=fresh, as_json=as_json, debug=debug)

@@ -11,7 +11,7 @@ import numpy as np
 from monoeval.data.decode import to_rgb
 from monoeval.data.fingerprint import file_keys
 from monoeval.data.images import DataSpec, Image
-from monoeval.data.source import Source, Splits
+from monoeval.data.source import Source, Splits, holds_runs
 from monoeval.errors import UsageError
 
 log = logging.getLogger("monoeval")
@@ -84,7 +84,8 @@ def _say_domains(root: str, domains: str) -> None:
 def _folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            found = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return [name for name in found if not holds_runs(root / name)]
     except OSError as error:
         raise UsageError(f"{root} cannot be read ({error.strerror}): make it readable, then run again.") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from monoeval.data import cifar101, loaders, objectnet
 from monoeval.data.embedded import EMBEDDED
 from monoeval.data.images import Data, DataSpec, ImageSet, Ints
-from monoeval.data.source import Source, Splits, together
+from monoeval.data.source import Source, Splits, parquet_files, together
 from monoeval.data.splits import held_out, stratified_limit
 from monoeval.data.subclasses import to_superclasses
 from monoeval.errors import UsageError, nearest
@@ -143,6 +143,11 @@ def _changed(data: Data, change: Callable[[ImageSet], ImageSet]) -> Data:
 
 
 def _limited(images: ImageSet, limit: int) -> ImageSet:
+    if limit < len(images.class_names) < len(images):
+        log.warning(
+            "A limit of %d leaves some of the %d classes of %s without an image.",
+            limit, len(images.class_names), images.name,
+        )  # fmt: skip
     return images.take(stratified_limit(images.labels, limit))
 
 
@@ -263,7 +268,7 @@ def _folder_splits(path: Path, spec: DataSpec) -> Splits:
     try:
         if next(path.iterdir(), None) is None:
             raise UsageError(f"{path} is empty: check the path.")
-        has_parquet = any(True for _ in path.rglob("*.parquet"))
+        has_parquet = next(parquet_files(path), None) is not None
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): make it readable, then run again.") from error
     if has_parquet:

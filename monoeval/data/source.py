@@ -1,8 +1,9 @@
 """What a loader finds before splits are chosen: rows with raw labels, not yet class positions."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,18 @@ class Source:
             domain=None if self.domain is None else self.domain[rows],
             groups=None if self.groups is None else self.groups[rows],
         )
+
+
+def parquet_files(root: Path) -> Iterator[Path]:
+    """The parquet files under `root`, but for hidden ones and those of runs that were started there."""
+    for path in root.rglob("*.parquet"):
+        if not path.name.startswith(".") and not (path.parent.parent / "results.jsonl").exists():
+            yield path
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether `folder` is one that runs are written to."""
+    return folder.name == "runs" and next(folder.glob("*/results.jsonl"), None) is not None
 
 
 def together(parts: Mapping[str, Source]) -> Source:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from monoeval.data.decode import to_rgb
 from monoeval.data.fingerprint import file_keys
 from monoeval.data.images import DataSpec, Image, Ints
-from monoeval.data.source import Source, Splits
+from monoeval.data.source import Source, Splits, parquet_files
 from monoeval.errors import MonoevalError, UsageError, nearest
 from monoeval.files import atomic, cache_dir, cannot_write
 from monoeval.keys import key
@@ -104,7 +104,7 @@ def arrow_splits(name: str, root: Path, files: dict[str, list[Path]], spec: Data
 
 def parquet_splits(root: Path, spec: DataSpec) -> Splits:
     """The splits of a folder of parquet, named by the words train, test, validation … in a path, else by file."""
-    paths = sorted(p for p in root.rglob("*.parquet") if not p.name.startswith("."))
+    paths = sorted(parquet_files(root))
     files: dict[str, list[Path]] = {}
     for path in paths:
         files.setdefault(_split_name(path.relative_to(root)), []).append(path)

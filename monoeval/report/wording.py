@@ -278,8 +278,8 @@ _MEASURES = {
     "drift_explained_shift": ("explained variance shift under change", "{:+.3f}", None),
     "low_rank_active": ("active low-rank latents", "{:.1%}", None),
 }
-"""Measure → its heading, how it is written, and the measure that stands beside it in brackets; a terminal shows the
-first of them, as many as fit."""
+"""Measure → its heading, how it is written, and the measure that stands beside it in brackets; a terminal shows
+the first of them, as many as fit."""
 
 _UNSHOWN = ("drift_", WHOLE, "stability_exact")
 """How names of measures begin that are shown elsewhere or stand in others: for others a heading is made up."""

@@ -19,10 +19,11 @@ from monoeval.training.settings import FinetuneSpec
 BYTES_A_VALUE = 2  # features are kept in half precision
 
 
-def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
+def forecast(recipe: Recipe, out: Path, *, fresh: bool = False) -> dict[str, Any]:
     """Counts of what is to be made, and of what is there already, by name.
 
-    The time is guessed from like scores in the runs under `out`; where there are none, it says so.
+    The time is guessed from like scores in the runs under `out`; where there are none, it says so. With `fresh`
+    every score is to be made.
     """
     plan = make_plan(recipe)
     folder = run_folder(plan.recipe, out)
@@ -30,8 +31,8 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     elsewhere = [
         row for path in out.glob("*/results.jsonl") if path.parent != folder for row in _sibling(path.parent)
     ]
-    todo = missing(plan, rows)
-    taken_over = {row.key for row in elsewhere if row.status == "ok"}
+    todo = missing(plan, [] if fresh else rows)
+    taken_over = set() if fresh else {row.key for row in elsewhere if row.status == "ok"}
     new = sum(k not in taken_over for group in todo for k in group.keys)
     images, cached, size = _images(todo)
     return {

@@ -137,6 +137,9 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+        if [path.name for path in self.folder.iterdir()] == [".lock"]:  # nothing came of it
+            (self.folder / ".lock").unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _drop_half_line(self) -> None:
         """A kill can cut the last line short; what it described is made again."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -23,6 +23,9 @@ from monoeval.suite.ledger import Ledger, Row, named, read_rows, readable, sidec
 from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_images, tested_rows, transitions
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
+
+if TYPE_CHECKING:
+    from monoeval.suite.score import Score  # which needs torch
 
 log = logging.getLogger("monoeval")
 LEARNERS = {
@@ -71,19 +74,22 @@ def run(
         if backbone.pretrain is None:
             check_available(backbone)
     with Ledger(folder) as ledger:
-        if fresh:
-            _start_anew(folder)
-        ledger.keep(
-            {(g.arm.name, k): t.protocol for g in plan.groups for k, t in zip(g.keys, g.trials, strict=True)}
-        )
-        _write_recipe(plan.recipe, folder)
         if not fresh:
+            ledger.keep(
+                {(g.arm.name, k): t.protocol for g in plan.groups for k, t in zip(g.keys, g.trials, strict=True)}
+            )
             _import_siblings(plan, ledger)
-        before = ledger.rows()
+        before = [] if fresh else ledger.rows()
+        if before:
+            _write_recipe(plan.recipe, folder)
         todo, done = missing(plan, before), {(row.arm, row.key) for row in before if row.status == "ok"}
         with progress.bar("Scoring", sum(len(g.keys) for g in todo), "scores") as advance:
-            for group in todo:
-                _make(group, done, ledger, device, debug)
+            for number, group in enumerate(todo):
+                made = _make(group, done, device, debug)
+                if fresh and number == 0:  # what was there goes once there is something to take its place
+                    _start_anew(folder)
+                _write_recipe(plan.recipe, folder)
+                _write(made, done, ledger)
                 advance(len(group.keys))
         rows = _in_plan_order(plan, ledger.rows())
         if _older(folder / "report.html", ledger.path):
@@ -108,26 +114,32 @@ def missing(plan: Plan, rows: Iterable[Row]) -> list[Group]:
     return [g for g in plan.groups if any((g.arm.name, k) not in done for k in g.keys)]
 
 
-def _make(group: Group, done: set[tuple[str, str]], ledger: Ledger, device: str, debug: bool) -> None:
-    """Score one group and write it: sidecars first, then its lines at once."""
+def _make(group: Group, done: set[tuple[str, str]], device: str, debug: bool) -> "list[Score] | list[Row]":
+    """The scores of one group, or rows that say why there are none."""
     module, function = LEARNERS[group.arm.learner].split(":")
     score = getattr(import_module(module), function)
     try:
-        scores = score(group, device)
+        scores: list[Score] = score(group, device)
     except MonoevalError as error:
         if debug or isinstance(error, UsageError | CannotWriteError):  # what every other group would meet too
             raise
-        ledger.append(_failures(group, done, str(error)))
         log.warning("%s failed: %s", group.arm.name, error)
-        return
+        return _failures(group, done, str(error))
     except Exception as error:
         if debug:
             raise
-        ledger.append(_failures(group, done, f"{type(error).__name__}: {error}".splitlines()[0]))
         log.warning("%s failed (%s): run again with --debug to see where.", group.arm.name, error)
-        return
+        return _failures(group, done, f"{type(error).__name__}: {error}".splitlines()[0])
+    return scores
+
+
+def _write(scores: "list[Score] | list[Row]", done: set[tuple[str, str]], ledger: Ledger) -> None:
+    """Write what one group gave: sidecars first, then its lines at once."""
     lines = []
     for made in scores:
+        if isinstance(made, Row):
+            lines.append(made)
+            continue
         if (made.row.arm, made.row.key) in done:
             continue
         row = made.row

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_a_reference_gives_the_monosemanticity_score(tmp_path: Path, monkeypatch
     found = said("relu", *NETWORK, "--limit", "60", "--reference", "model.py:pixels", "--count", "1")
     score = found["measures"]["monosemanticity score"]
     assert found["ranked by"] == "monosemanticity score"
-    assert found["page"] == "runs/inspect-relu-test_resnet-digits.html"
+    assert re.fullmatch(r"runs/inspect-relu-test_resnet-digits-[0-9a-f]{6}\.html", found["page"])
     assert "model.py:pixels" in Path(found["page"]).read_text(encoding="utf-8")
 
     from monoeval.backbones.extract import extract
@@ -187,6 +188,7 @@ def test_columns_are_those_of_the_codes_and_zero_where_a_latent_is_idle(sparse: 
         (("sae", *NETWORK, "--reference", "vit_b61"), 2, "vit_b16"),
         (("sae", *NETWORK, "--data", "digitz"), 2, "'digits'"),
         (("sae", *NETWORK, "--out", "."), 2, "is a folder"),
+        (("sae", *NETWORK, "--out", "script.py"), 2, "is not called so"),
         (("sae", *NETWORK, "--out", "taken/page.html"), 1, "--out"),
     ],
 )

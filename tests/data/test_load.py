@@ -342,6 +342,26 @@ def test_bad_tables(tmp_path: Path) -> None:
     refused(tmp_path / "saved", "cannot be read")
 
 
+def test_runs_that_were_started_in_the_folder_are_no_data(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos")
+    before = load_data(DataSpec(name=str(root)))
+    for part in ("tests", "predictions"):
+        write(root / "runs/study-1" / part / "x.parquet", pa.table({"row_id": ["1"]}))
+    (root / "runs/study-1/results.jsonl").write_text("{}\n")
+    after = load_data(DataSpec(name=str(root)))
+    assert after.train.class_names == ("cat", "dog")
+    assert after.train.fingerprint == before.train.fingerprint
+
+
+@pytest.mark.parametrize(("limit", "said"), [(2, True), (3, False), (30, False)])
+def test_a_limit_below_the_number_of_classes_is_said(
+    limit: int, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_folder(tmp_path / "photos", ("ape", "cat", "dog"))
+    load_data(DataSpec(name=str(root), limit=limit))
+    assert ("leaves some of the 3 classes" in caplog.text) == said
+
+
 def test_unknown_names() -> None:
     refused("digit", "did you mean 'digits'")
     refused("zzzzzzzz", "monoeval list data")

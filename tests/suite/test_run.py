@@ -413,3 +413,34 @@ def test_a_measure_that_cannot_be_made_takes_no_score_with_it(
     assert [row.status for row in rows] == ["ok", "ok"]
     assert not any(row.drift for row in rows)
     assert "CL is not measured: this device has no float64" in caplog.text
+
+
+def test_fresh_takes_the_place_of_old_scores_only_once_there_are_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monoeval.report.write", lambda _: None)
+    few = {**RECIPE, "scenarios": ["clean"]}
+    first = run(few, out=tmp_path)
+    before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="gpu"):
+        run(few, out=tmp_path, fresh=True, device="gpu")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("monoeval.suite.frozen.score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(few, out=tmp_path, fresh=True)
+    assert {path: path.read_bytes() for path in before} == before
+    assert forecast(load_recipe(few), tmp_path)["scores to make"] == 0
+    assert forecast(load_recipe(few), tmp_path, fresh=True)["scores to make"] == len(first.rows)
+    again = run(few, out=tmp_path, fresh=True)
+    assert again.made == len(first.rows)
+    assert [row.accuracy for row in again.rows] == [row.accuracy for row in first.rows]
+
+
+def test_a_study_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gpu"):
+        run({**RECIPE, "scenarios": ["clean"]}, out=tmp_path / "runs", device="gpu")
+    assert list((tmp_path / "runs").iterdir()) == []
