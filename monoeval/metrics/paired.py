@@ -10,6 +10,9 @@ from scipy.special import stdtr, stdtrit
 from monoeval.errors import MonoevalError
 from monoeval.metrics.components import Levels, Shares, variance_of_mean
 
+FEW = 5
+"""Rows unlike the others, below which their number is too small for a t interval."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -59,12 +62,14 @@ def paired_difference(
 
     Where no row differs from another, all that is known of rows that do is that they are few: after n rows that
     are alike, at 97.5 % confidence at most a share of 1 − 0.025^(1/n) is not (Clopper and Pearson, Biometrika 26,
-    1934), and each may differ by 1. The half-width of a 95 % interval is that bound at least, 3.7/n for many rows:
-    a row or two that do differ are no reason to be surer. Rows count for it, not clusters: rows that are alike
-    show nothing that those of a cluster have in common.
+    1934), and each may differ by 1. The half-width of a 95 % interval is that bound at least, 3.7/n for many rows,
+    while fewer than five rows are unlike the others: a row or two are no reason to be surer, and normal theory
+    needs more. Rows count for it, not clusters: rows that are alike show nothing that those of a cluster have in
+    common.
     """
     delta = np.asarray(delta_ru, dtype=np.float64)
-    return mean_interval(delta, groups_r, level, levels, least=_unseen(len(delta)) if len(delta) > 1 else 0.0)
+    few = delta.ndim == 2 and len(delta) > 1 and (delta != np.median(delta, axis=0)).any(axis=1).sum() < FEW
+    return mean_interval(delta, groups_r, level, levels, least=_unseen(len(delta)) if few else 0.0)
 
 
 def mean_interval(
