@@ -11,10 +11,11 @@ from torch import Tensor
 
 from monoeval import progress
 from monoeval.adapters.base import SparseRows
-from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, VariableL0, order_of, packed
+from monoeval.adapters.dictionary import Dictionary, TrainedDictionary, Training, order_of
 from monoeval.adapters.rows import TrainingRows, shuffled
 from monoeval.adapters.settings import MatryoshkaSettings, TrainedDictionarySettings
 from monoeval.adapters.topk import BETAS, TopKSteps, aux_k, aux_share
+from monoeval.adapters.variable_l0 import VariableL0, packed
 from monoeval.hardware import free_bytes
 
 log = logging.getLogger("monoeval")

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monoeval.adapters.dictionary import Training, VariableL0
+from monoeval.adapters.dictionary import Training
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.settings import JumpReLUSettings
+from monoeval.adapters.variable_l0 import VariableL0
 
 LEAST = 1e-3  # of a threshold at the start: it is multiplied from then on, and 0 would stay 0
 

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import r2_score
 
 from monoeval.adapters.base import Codes, SparseRows
-from monoeval.adapters.dictionary import Schedule, Training, kth_largest, packed
+from monoeval.adapters.dictionary import Schedule, Training
 from monoeval.adapters.registry import METHODS, build, controls_for
 from monoeval.adapters.rows import TrainingRows
 from monoeval.adapters.sae import TopKSAE
@@ -21,6 +21,7 @@ from monoeval.adapters.settings import DictionarySettings, ScheduleSettings
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached, load, save
 from monoeval.adapters.topk import BETAS
+from monoeval.adapters.variable_l0 import kth_largest, packed
 from monoeval.cli.options import method_specs
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.codes import TrainingCodes
