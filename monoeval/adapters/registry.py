@@ -64,7 +64,7 @@ _HEADS = "monoeval.adapters.heads"
 _BUILT_IN = (
     Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
     Method(
-        "sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings, version="3"
+        "sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings, version="4"
     ),
     Method(
         "sae-batchtopk", f"{_SAE}:BatchTopKSAE", "TopK over a batch: k active latents a row on average",

@@ -6,7 +6,8 @@ g = ∂/∂x̂ = −2 (x − x̂) / (B·D), and for the active pairs (i, j) alon
     ∂/∂b_d = Σ_i g_i − Σ_j ∂b_e,j w_j.
 Pairs are sorted by latent, so each sum over rows is one bag. But for h there is no array of B × M, and none of
 M × D but the parameters and Adam's moments: blocks of latents get their gradients, take their step and are
-normalised while they lie in the cache. A dead latent has no active pair, so AuxK alone moves it.
+normalised while they lie in the cache. A dead latent has no active pair, so AuxK alone moves it. AuxK chooses
+among the same h, and its pairs are treated as the others, with ∂/∂ê in the place of g.
 """
 
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def largest(h_nm: Tensor, k: int) -> Tensor:
     """
     n, m = h_nm.shape
     groups = m // GROUP
-    if m % GROUP or groups < 4 * k:
+    if m % GROUP or not 0 < 4 * k <= groups:
         return h_nm.topk(k, dim=1, sorted=False).indices
     maxima = h_nm.view(n, GROUP, groups).amax(dim=1)  # a group is j, j + M/8, …: maxima of whole cache lines
     chosen = maxima.topk(k, dim=1, sorted=False).indices
@@ -72,21 +73,46 @@ def largest(h_nm: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Latents of the stack that are chosen for each row, and their codes: 0 in places without use."""
+
+    latents: Tensor  # int64 [n, k]
+    z: Tensor  # float32 [n, k], a leaf
+
+    @classmethod
+    def of(cls, each: Sequence[tuple[Tensor, Tensor]]) -> "Chosen":
+        """From the latents and codes [n, k] of rows that follow each other, with the largest k."""
+        most = max(z.shape[1] for _, z in each)
+        wide = [[F.pad(part, (0, most - part.shape[1])) for part in parts] for parts in zip(*each, strict=True)]
+        return cls(torch.cat(wide[0]), torch.cat(wide[1]).requires_grad_())
+
+    def decoded(self, decoder: Tensor) -> Tensor:
+        """Σ_j z_ij d_j [n, D], through which z has a gradient."""
+        with torch.enable_grad():
+            return F.embedding_bag(self.latents, decoder, per_sample_weights=self.z, mode="sum")
+
+
+@dataclass(frozen=True)
 class Pairs:
     """The active pairs (row, latent) of a batch, sorted by latent."""
 
-    row: Tensor  # int64 [n·k]
+    row: Tensor  # int64 [P]
     start: Tensor  # int64 [M + 1], where each latent's pairs start
-    z: Tensor  # [n·k]
-    dz: Tensor  # [n·k], 0 where z is
+    z: Tensor  # [P]
+    dz: Tensor  # [P], 0 where z is
 
     @classmethod
-    def of(cls, chosen_nk: Tensor, z_nk: Tensor, dz_nk: Tensor, width: int) -> "Pairs":
+    def of(cls, chosen: Sequence[Chosen], dz: Sequence[Tensor], width: int) -> "Pairs":
+        """The rows of each of `chosen` are numbered after those of the one before."""
+        latents = torch.cat([each.latents.flatten() for each in chosen]).int()
         # stable, so that the order of a sum does not depend on how many members a stack has
-        latent, order = chosen_nk.flatten().int().sort(stable=True)
-        edges = torch.arange(width + 1, dtype=torch.int32, device=latent.device)
-        z, dz = z_nk.flatten()[order], (dz_nk * (z_nk > 0)).flatten()[order]
-        return cls(order // chosen_nk.shape[1], torch.searchsorted(latent, edges), z, dz)
+        latent, order = latents.sort(stable=True)
+        edges = torch.arange(width + 1, dtype=torch.int32, device=latents.device)
+        rows = torch.arange(sum(len(each.z) for each in chosen), device=latents.device).view(len(chosen), -1)
+        row = torch.cat([own.repeat_interleave(each.z.shape[1]) for own, each in zip(rows, chosen, strict=True)])
+        z = torch.cat([each.z.detach().flatten() for each in chosen])
+        into_z = torch.cat([each.flatten() for each in dz]) * (z > 0)
+        return cls(row[order], torch.searchsorted(latent, edges), z[order], into_z[order])
 
     def sums(self, weights: Tensor, rows_nd: Tensor, latents: slice, pairs: slice) -> Tensor:
         """Σ_i weight_ij rows_i for each of `latents`, whose pairs are `pairs`."""
@@ -97,16 +123,6 @@ class Pairs:
         """Sums [M] of values of the pairs."""
         latent = torch.repeat_interleave(self.start.diff())
         return values.new_zeros(len(self.start) - 1).index_add_(0, latent, values)
-
-
-@dataclass
-class Aux:
-    """Gradients of α·AuxK by what belongs to the `dead` latents of a stack, and by nothing else."""
-
-    dead: Tensor
-    encoder: Tensor
-    bias: Tensor
-    decoder: Tensor
 
 
 class TopKSteps:
@@ -157,30 +173,24 @@ class TopKSteps:
         """
         _, n, d = x_snd.shape
         centred_snd = x_snd - self.decoder_bias[:, None]
-        chosen, z = self._codes(centred_snd)
         idle_sm += n
-        idle = idle_sm.view(-1)
-        idle[chosen[z > 0]] = 0
-        centred = centred_snd.flatten(0, 1)
-        with torch.enable_grad():
-            z.requires_grad_()
-            rebuilt = F.embedding_bag(chosen, self.decoder, per_sample_weights=z, mode="sum")
-        error = centred - rebuilt.detach()
-        g = error * (-2 / (n * d))
-        (dz,) = torch.autograd.grad(rebuilt, z, g)
-        dead = (idle >= patience).nonzero().squeeze(1)
-        aux = self._aux(centred_snd, error.view_as(centred_snd), dead) if self.aux_weight and len(dead) else None
-        self._descend(centred, g, Pairs.of(chosen, z.detach(), dz, len(self.encoder)), aux, rate)
+        chosen = self._choose(centred_snd, idle_sm, patience)
+        rebuilt = [each.decoded(self.decoder) for each in chosen]
+        error = centred_snd.flatten(0, 1) - rebuilt[0].detach()
+        g = [error * (-2 / (n * d))]
+        into_decoder_bias = g[0].view(self.members, n, d).sum(dim=1)
+        if len(chosen) > 1:
+            g.append(self._by_aux(error.view(self.members, n, d), rebuilt[1].detach(), idle_sm >= patience))
+        dz = torch.autograd.grad(rebuilt, [each.z for each in chosen], g)
+        pairs = Pairs.of(chosen, dz, len(self.encoder))
+        self._descend(centred_snd.flatten(0, 1).repeat(len(g), 1), torch.cat(g), pairs, into_decoder_bias, rate)
 
-    def _codes(self, centred_snd: Tensor) -> tuple[Tensor, Tensor]:
-        """Which latents of the stack are active, int64 [S·n, k], and their codes [S·n, k], with the largest k.
-
-        A member of a smaller k has codes of 0 in the places that it leaves.
-        """
+    def _choose(self, centred_snd: Tensor, idle_sm: Tensor, patience: float) -> list[Chosen]:
+        """The active latents of each row, whose `idle_sm` becomes 0; and those of AuxK, where latents are dead."""
         _, n, d = centred_snd.shape
         reduce = n * d * self.width >= REDUCED_WORK and has_bfloat16(centred_snd.device.type)
         dtype = torch.bfloat16 if reduce else torch.float32
-        found = []
+        active, aux = [], []
         for members in self.alike:
             latents = slice(members.start * self.width, members.stop * self.width)
             shape = (members.stop - members.start, n, self.width)
@@ -190,52 +200,36 @@ class TopKSteps:
                 self._low = torch.empty_like(encoder, dtype=dtype) if reduce else None
             encoder = encoder if self._low is None else self._low.copy_(encoder)
             bias = self.encoder_bias[members, None].to(dtype)
-            h = torch.baddbmm(bias, centred_snd[members].to(dtype), encoder.mT, out=self._h).flatten(0, 1)
-            k = self.k[members.start]
-            chosen = largest(h, k)
-            z = h.gather(1, chosen).float().relu_()
+            h = torch.baddbmm(bias, centred_snd[members].to(dtype), encoder.mT, out=self._h)
             first = torch.arange(latents.start, latents.stop, self.width, device=h.device).repeat_interleave(n)
-            unused = (0, max(self.k) - k)
-            found.append((F.pad(chosen + first[:, None], unused), F.pad(z, unused)))
-        chosen_of, z_of = zip(*found, strict=True)
-        return torch.cat(chosen_of), torch.cat(z_of)
+            active.append(_of_largest(h, self.k[members.start], first))
+            fired, z = active[-1]
+            idle_sm.view(-1)[fired[z > 0]] = 0
+            dead = idle_sm[members] >= patience
+            most = min(max(1, d // 2), int(dead.sum(dim=1).max())) if self.aux_weight else 0
+            if most:
+                h += torch.where(dead, 0.0, -torch.inf)[:, None].to(dtype)
+            aux.append(_of_largest(h, most, first))
+        return [Chosen.of(active), Chosen.of(aux)] if any(z.shape[1] for _, z in aux) else [Chosen.of(active)]
 
-    def _aux(self, centred_snd: Tensor, error_snd: Tensor, dead: Tensor) -> Aux:
-        """`dead` are latents of the stack, in rising order."""
-        counts = torch.bincount(dead // self.width, minlength=self.members).tolist()
-        found = []
-        for s, own in enumerate(torch.split(dead, counts)):
-            if len(own) == 0:
-                continue
-            with torch.enable_grad():
-                of_stack = (self.encoder, self.encoder_bias.view(-1), self.decoder)
-                parts = [tensor[own].requires_grad_() for tensor in of_stack]
-                encoder, bias, decoder = parts
-                every = torch.arange(len(own), device=own.device)
-                loss = aux_k(F.linear(centred_snd[s], encoder, bias), error_snd[s], decoder, every)
-                weight = self.aux_weight * aux_share(len(own), error_snd.shape[2])
-                found.append(torch.autograd.grad(weight * loss, parts))
-        return Aux(dead, *(torch.cat(grads) for grads in zip(*found, strict=True)))
+    def _by_aux(self, error_snd: Tensor, rebuilt: Tensor, dead_sm: Tensor) -> Tensor:
+        """The gradient of α·AuxK by ê [S·n, D], which `rebuilt` is; of no more than the value 0 it is 0."""
+        _, n, d = error_snd.shape
+        weights = [self.aux_weight * aux_share(dead, d) for dead in dead_sm.sum(dim=1).tolist()]
+        spread = (error_snd - error_snd.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
+        each = error_snd.new_tensor(weights) * 2 / (n * d) / spread
+        each = torch.where(spread > 0, each, 0.0)
+        return (each[:, None, None] * (rebuilt.view_as(error_snd) - error_snd)).flatten(0, 1)
 
-    def _descend(self, centred: Tensor, g: Tensor, pairs: Pairs, aux: Aux | None, rate: float) -> None:
-        """Block by block: gradients, Adam's step, unit rows; then the biases."""
+    def _descend(self, x: Tensor, g: Tensor, pairs: Pairs, into_decoder_bias: Tensor, rate: float) -> None:
+        """Block by block: gradients, Adam's step, unit rows; then the biases. `pairs` are of rows of x and g."""
         into_encoder_bias = pairs.by_latent(pairs.dz)
         along = pairs.by_latent(pairs.z * pairs.dz)  # ∂d_j·d_j, as g_i·d_j is ∂z_ij
-        into_decoder_bias = g.view(self.members, -1, g.shape[1]).sum(dim=1)
         edges = [0, *pairs.start[self.firsts].tolist(), len(pairs.row)]
-        places = None
-        if aux is not None:
-            into_encoder_bias[aux.dead] = aux.bias
-            along[aux.dead] = torch.linalg.vecdot(aux.decoder, self.decoder[aux.dead])
-            places = [0, *torch.searchsorted(aux.dead, self.firsts).tolist(), len(aux.dead)]
         for i, (latents, (encoder, decoder)) in enumerate(zip(self.blocks, self.parts, strict=True)):
             some = slice(edges[i], edges[i + 1])
-            encoder.grad = pairs.sums(pairs.dz, centred, latents, some)
+            encoder.grad = pairs.sums(pairs.dz, x, latents, some)
             decoder.grad = pairs.sums(pairs.z, g, latents, some)
-            if aux is not None and places is not None:
-                of_dead = slice(places[i], places[i + 1])
-                here = aux.dead[of_dead] - latents.start
-                encoder.grad[here], decoder.grad[here] = aux.encoder[of_dead], aux.decoder[of_dead]
             decoder.grad.addcmul_(along[latents, None], decoder, value=-1)
             for s in range(latents.start // self.width, -(-latents.stop // self.width)):
                 own = slice(max(latents.start, s * self.width), min(latents.stop, (s + 1) * self.width))
@@ -258,3 +252,10 @@ def _runs(k: Sequence[int]) -> list[slice]:
     """The members of a stack that follow each other with one k."""
     edges = [0, *(s for s in range(1, len(k)) if k[s] != k[s - 1]), len(k)]
     return [slice(*pair) for pair in pairwise(edges)]
+
+
+def _of_largest(h_snm: Tensor, k: int, first: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, as latents [s·n, k] counted from `first` of the row, and their codes."""
+    h = h_snm.flatten(0, 1)
+    chosen = largest(h, k)
+    return chosen + first[:, None], h.gather(1, chosen).float().relu_()
