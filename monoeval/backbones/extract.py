@@ -23,6 +23,7 @@ from monoeval.backbones import records
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone
 from monoeval.backbones.preprocess import Preprocess
+from monoeval.data.decode import naming_all_damaged
 from monoeval.data.images import Image, ImageSet, Transform
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir, cannot_write, locked
@@ -161,6 +162,7 @@ def _fill(backbone: Backbone, images: ImageSet, entries: list[_Entry]) -> None:
     total = sum(len(entry.slice(shard)) for shard, some in missing.items() for entry in some)
     workers = min(8, os.cpu_count() or 1)
     with (
+        naming_all_damaged(images),
         progress.bar(f"Extracting {backbone.name}", total, "images") as advance,
         ThreadPoolExecutor(workers, thread_name_prefix="monoeval-decode") as pool,
     ):

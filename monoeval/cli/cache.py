@@ -1,6 +1,7 @@
 """`monoeval cache`: what is kept between runs, and how to be rid of it."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -56,13 +57,19 @@ def clear(
     max_cache: Annotated[
         float | None, typer.Option(help="Keep this many gigabytes: what was used longest ago goes first.")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; nor is a script asked.")] = False,
 ) -> None:
     """Delete what is kept, or only what was used longest ago; runs and reports stay."""
     from monoeval.cache import clear as delete
-    from monoeval.cache import trim
+    from monoeval.cache import entries, trim
     from monoeval.errors import UsageError
 
     if max_cache is None:
+        trained = sum(
+            entry.kind in ("pretrained", "adapters") for entry in entries() if kind in (None, entry.kind)
+        )
+        if trained and not yes and sys.stdin.isatty():
+            typer.confirm(f"Delete {trained} networks and adapters that were trained here, too?", abort=True)
         freed = delete(kind)
     elif kind is not None or max_cache < 0:
         raise UsageError("--max-cache is a number of gigabytes for the whole cache: give it without a kind.")

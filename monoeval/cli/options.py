@@ -174,6 +174,8 @@ def data_spec(
             raise UsageError(f"{idle} speaks of a data set: name it with --data.")
         return None
     names = split_commas(splits)
+    if len(names) > 2:
+        raise UsageError(f"--split names a training and a test split, and not {len(names)} ({', '.join(names)}).")
     return DataSpec(
         name=name,
         image_column=image_column,

@@ -1,9 +1,13 @@
 """Any picture a person may have, as uint8 RGB."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,60 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
-from monoeval.data.images import Image
-from monoeval.errors import MonoevalError
+from monoeval import progress
+from monoeval.data.images import Image, ImageSet
+from monoeval.errors import MonoevalError, UsageError
 
 # What Pillow raises on broken files, by format; UnidentifiedImageError is an OSError.
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error,
     Pillow.DecompressionBombError,
 )  # fmt: skip
+LISTED = 20
+"""Damaged images that a message names."""
+
+
+class DamagedImageError(UsageError):
+    """An image that cannot be decoded: whatever reads it stops, as a set without it is another set."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is damaged ({reason}): delete it or replace it, then run again.")
+        self.name, self.reason = name, reason
+
+
+@contextmanager
+def naming_all_damaged(images: ImageSet) -> Iterator[None]:
+    """Where one of `images` turns out to be damaged inside, look for all others; raises UsageError naming them."""
+    try:
+        yield
+    except DamagedImageError as error:
+        found = list(_damaged_among(images))
+        if len(found) < 2:
+            raise
+        names = ", ".join(f"{one.name} ({one.reason})" for one in found[:LISTED])
+        more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+        raise UsageError(
+            f"{len(found)} of the {len(images):,} images of {images.name} are damaged: {names}{more}: delete or "
+            "replace them, then run again."
+        ) from error
+
+
+def _damaged_among(images: ImageSet) -> Iterator[DamagedImageError]:
+    def failure(row: int) -> DamagedImageError | None:
+        try:
+            images.read(row)
+        except DamagedImageError as error:
+            return error
+        return None
+
+    with (
+        progress.bar("Looking for damaged images", len(images), "images") as advance,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="monoeval-decode") as pool,
+    ):
+        for error in pool.map(failure, range(len(images))):
+            advance(1)
+            if error is not None:
+                yield error
 
 
 def to_rgb(image: "Pillow.Image | NDArray[Any] | bytes | Path", name: str = "An image") -> Image:
@@ -29,7 +79,7 @@ def to_rgb(image: "Pillow.Image | NDArray[Any] | bytes | Path", name: str = "An 
     black would hide dark drawings. 16-bit grey is divided by 257, so that 65,535 becomes 255. CMYK, also
     Adobe's inverted JPEGs, is converted without a colour profile. Of an animation the first frame is taken.
     Arrays are uint8, bool or uint16 of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-    Raises MonoevalError for a missing or damaged file, or pixels of another kind.
+    Raises DamagedImageError for a damaged file, MonoevalError for a missing one or pixels of another kind.
     """
     if isinstance(image, np.ndarray):
         return _array(image, name)
@@ -83,8 +133,8 @@ def _array(pixels: NDArray[Any], name: str) -> Image:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _damaged(name: str, error: Exception) -> MonoevalError:
+def _damaged(name: str, error: Exception) -> DamagedImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "not an image"  # Pillow's own words name an object in memory
-    return MonoevalError(f"{name} is damaged ({reason}): delete it or replace it, then run again.")
+    return DamagedImageError(name, reason)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from monoeval import progress
 from monoeval.backbones.preprocess import Preprocess
+from monoeval.data.decode import naming_all_damaged
 from monoeval.data.images import ImageSet, Ints
 from monoeval.errors import MonoevalError
 from monoeval.files import atomic, cache_dir, cannot_write, locked
@@ -193,7 +194,8 @@ def prepared(images: ImageSet, rows: Ints, preprocess: Preprocess) -> Iterator[N
         return np.stack([preprocess.image(images.read(int(row)), cropped=images.cropped) for row in some])
 
     parts = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
-    return _ahead(decode, parts, workers, 2 * workers)
+    with naming_all_damaged(images):
+        yield from _ahead(decode, parts, workers, 2 * workers)
 
 
 def _decoded(images: ImageSet, size: int) -> Iterator[NDArray[np.uint8]]:

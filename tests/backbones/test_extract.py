@@ -15,9 +15,11 @@ from monoeval.backbones.load import load_backbone
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.cache import clear, entries, trim, verify
 from monoeval.data.corruptions import corrupt
+from monoeval.data.decode import DamagedImageError
 from monoeval.data.images import Transform
 from monoeval.data.transforms import add_noise, view, views
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.training.squares import prepared
 
 BLUR = Transform(name="gaussian_noise", stage="image", severity=2)
 NOISE = Transform(name="gaussian", stage="tensor", severity=0.3)
@@ -209,3 +211,20 @@ def test_cache_is_listed_verified_trimmed_and_cleared(backbone, pictures, cache)
     assert clear("features") == on_disk
     assert clear() > 0
     assert entries() == []
+
+
+def test_all_damaged_images_are_named_at_once(backbone, pictures):
+    def read(row):
+        if row in (3, 50, 69):
+            raise DamagedImageError(f"{row}.jpg", "not an image")
+        return pictures.read(row)
+
+    every = (
+        r"^3 of the 70 images of .* are damaged: 3\.jpg \(not an image\), 50\.jpg \(.*\), 69\.jpg \(.*\): delete"
+    )
+    with pytest.raises(UsageError, match=every):
+        extract(backbone, "id", replace(pictures, read=read), [None])
+    with pytest.raises(UsageError, match=every):
+        list(prepared(replace(pictures, read=read), np.arange(60), backbone.preprocess))
+    with pytest.raises(UsageError, match=r"^3\.jpg is damaged \(not an image\): delete it or replace it"):
+        extract(backbone, "id", replace(pictures.take(range(40)), read=read), [None])
