@@ -24,7 +24,7 @@ from monoeval.data.load import DATASETS
 from monoeval.probes.spec import PROBES
 from monoeval.scenarios import SCENARIOS as BUILT_IN
 from monoeval.scenarios import registry
-from monoeval.suite import plan, recipe_files
+from monoeval.suite import recipe_files, trial_rows
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
@@ -151,6 +151,6 @@ def test_the_scenario_and_the_data_set_of_another_package_are_taken(
     assert len(data.train) == -(-len(digits().train) // 5)
     assert len(data.test) == -(-len(digits().test) // 5)
     (trial,) = scenarios[name]().trials(DataSpec(name="digits", limit=100), 0)
-    plan.check(trial)
-    rows, *_ = plan.fitted_rows(trial)
+    trial_rows.check(trial)
+    rows, *_ = trial_rows.fitted_rows(trial)
     assert len(rows) == 50

@@ -213,7 +213,7 @@ class TopKSteps:
         return [Chosen.of(active), Chosen.of(aux)] if any(z.shape[1] for _, z in aux) else [Chosen.of(active)]
 
     def _by_aux(self, error_snd: Tensor, rebuilt: Tensor, dead_sm: Tensor) -> Tensor:
-        """The gradient of α·AuxK by ê [S·n, D], which `rebuilt` is; of no more than the value 0 it is 0."""
+        """The gradient of α·AuxK by ê [S·n, D], which `rebuilt` is; 0 where a member's errors do not vary."""
         _, n, d = error_snd.shape
         weights = [self.aux_weight * aux_share(dead, d) for dead in dead_sm.sum(dim=1).tolist()]
         spread = (error_snd - error_snd.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))

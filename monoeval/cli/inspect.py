@@ -30,9 +30,7 @@ def inspect(
     params: Annotated[
         list[str] | None, typer.Option(help="Settings of the method, e.g. k=16. Repeat it, or use commas.")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Another model, whose embeddings the monosemanticity score compares.")
-    ] = None,
+    reference: o.Reference = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter.")] = 0,
     top: Annotated[int, typer.Option(min=1, max=20, help="Images a latent.")] = 9,
     count: Annotated[int, typer.Option(min=1, help="Latents a group: most, least, random.")] = 24,

@@ -41,6 +41,9 @@ DataName = Annotated[
 Target = Annotated[
     list[str] | None, typer.Option(help="A shifted data set, or a domain of the data, for ood. Repeat it.")
 ]
+Reference = Annotated[
+    str | None, typer.Option(help="Another model, whose embeddings the monosemanticity score compares.")
+]
 ZeroShot = Annotated[
     bool,
     typer.Option("--zero-shot", help="Also score class names as CLIP-like models read them, and WiSE averages."),

@@ -12,6 +12,7 @@ def probe(
     probe: o.Probe = None,
     data: o.DataName = "digits",
     zero_shot: o.ZeroShot = False,
+    reference: o.Reference = None,
     seeds: o.Seeds = 3,
     limit: o.Limit = None,
     image_column: o.ImageColumn = None,
@@ -33,6 +34,7 @@ def probe(
     debug: o.Debug = False,
 ) -> None:
     """Fit linear probes on a backbone's clean features, with and without an adapter."""
+    from monoeval.backbones.spec import BackboneSpec
     from monoeval.errors import UsageError
     from monoeval.probes.spec import Logistic
     from monoeval.suite.recipe import Recipe
@@ -50,6 +52,7 @@ def probe(
         methods=tuple(o.method_specs(o.split_commas(method) or ["sae"], k, width_factor)),
         probe=o.probe_spec(probe) or Logistic(),
         zero_shot=zero_shot,
+        reference=None if reference is None else BackboneSpec(model=reference),
         scenarios=({"name": "clean"},),
     )
     if dry_run:

@@ -23,6 +23,7 @@ def suite(
     latents: Annotated[
         bool, typer.Option("--latents", help="Also probe the most, least and random monosemantic latents alone.")
     ] = False,
+    reference: o.Reference = None,
     select_on: o.SelectOn = None,
     zero_shot: o.ZeroShot = False,
     seeds: o.Seeds = None,
@@ -67,6 +68,7 @@ def suite(
         select_on=select_on,
         seeds=seeds,
         latents=latents,
+        reference=reference,
         zero_shot=zero_shot,
         limit=limit,
     )

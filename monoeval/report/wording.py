@@ -263,6 +263,7 @@ _MEASURES = {
     "l0": ("L0", "{:.1f}", None),
     "dead_share": ("dead latents", "{:.1%}", None),
     "top_consistency": ("top-20 consistency", "{:.2f}", "top_consistency_chance"),
+    "monosemanticity": ("monosemanticity", "{:.3f}", "monosemanticity_chance"),
     "explained_variance_pca": ("by PCA, held out", "{:.3f}", None),
     "explained_variance": ("explained variance, training rows", "{:.3f}", "explained_variance_untrained"),
     "consistency": ("semantic consistency", "{:.2f}", "consistency_chance"),
@@ -292,10 +293,12 @@ ABOUT_MEASURES = (
     "is, with as many components as a row has active latents. L0, dead latents, effective rank and what is said "
     "of classes are of those images too. Top-20 consistency is the share of the commonest class among a latent's "
     "20 strongest rows, so many for every arm; semantic consistency and class entropy look at all rows that "
-    "fire it, which favours sparse codes. Margin is the median, over clean held-out images, of the true class's "
-    "logit less the largest other one, by the probe on all clean training rows. Cosine and Jaccard under change "
-    "compare the codes of an image with those of the changed image, over all changes of the study; signed dense "
-    "codes are all active, so their Jaccard is 1. Shifts under change are what the changed images have more of it "
+    "fire it, which favours sparse codes. Monosemanticity is the mean cosine, weighted by how much they fire a "
+    "latent, of the embeddings of two images by the study's reference model; in brackets that of any two. Margin "
+    "is the median, over clean held-out images, of the true class's logit less the largest other one, by the "
+    "probe on all clean training rows. Cosine and Jaccard under change compare the codes of an image with those "
+    "of the changed image, over all changes of the study; signed dense codes are all active, so their Jaccard is "
+    "1. Shifts under change are what the changed images have more of it "
     "than the same images unchanged."
 )
 

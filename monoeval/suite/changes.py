@@ -83,6 +83,7 @@ def changed(
     seeds: int | None = None,
     limit: int | None = None,
     latents: bool = False,
+    reference: str | None = None,
     zero_shot: bool = False,
 ) -> Recipe:
     """`recipe` with the given fields replaced, as the command line does; with models, nothing is pretrained.
@@ -123,6 +124,8 @@ def changed(
         fields["seeds"] = seeds
     if latents:
         fields["latents"] = True
+    if reference is not None:
+        fields["reference"] = BackboneSpec(model=reference)
     if zero_shot:
         fields["zero_shot"] = recipe.zero_shot or TextArms()
     return parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)

@@ -18,8 +18,9 @@ from monoeval.probes.problem import Choice, Problem
 from monoeval.progress import bar
 from monoeval.scenarios.trial import Trial
 from monoeval.suite.frozen import backbone_of, located, problem_of
-from monoeval.suite.plan import Group, counts_as, load, test_images, tested_rows
+from monoeval.suite.plan import Group
 from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
+from monoeval.suite.trial_rows import counts_as, load, test_images, tested_rows
 from monoeval.training.finetune import Finetuner, Training
 from monoeval.training.pictures import Pictures
 from monoeval.training.settings import FinetuneSpec

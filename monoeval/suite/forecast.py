@@ -5,14 +5,16 @@ from typing import Any
 
 from monoeval.adapters.registry import n_views
 from monoeval.backbones import records
+from monoeval.backbones.resolve import identity
 from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
 from monoeval.probes.spec import Paper
 from monoeval.suite.ledger import Row, read_rows
-from monoeval.suite.plan import Group, backbone_identity, load, make_plan, test_images, tested_rows
+from monoeval.suite.plan import Group, backbone_identity, make_plan
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.run import missing, run_folder
+from monoeval.suite.trial_rows import load, test_images, tested_rows
 from monoeval.training.keys import pretrained_folder
 from monoeval.training.settings import FinetuneSpec
 
@@ -96,12 +98,16 @@ def _images(groups: list[Group]) -> tuple[int, int, int | None]:
         augmented = group.probe.n_views if isinstance(group.probe, Paper) else 0
         augmented = max(augmented, n_views(group.arm.adapter))
         wanted += [(load(data).train, view) for view in views(augmented)]
-        for images, transform in wanted:
-            place = (identity_key, images.fingerprint, transform.model_dump_json() if transform else "")
+        by_whom = [(identity_key, width, *each) for each in wanted]
+        if group.reference is not None:
+            other = key(identity(group.reference))
+            by_whom.append((other, records.read(other).get("width"), load(data).test, None))
+        for network, width, images, transform in by_whom:
+            place = (network, images.fingerprint, transform.model_dump_json() if transform else "")
             if place in seen:
                 continue
             seen.add(place)
-            if records.cached(identity_key, images.fingerprint, transform):
+            if records.cached(network, images.fingerprint, transform):
                 cached += len(images)
                 continue
             new += len(images)

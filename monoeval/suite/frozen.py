@@ -23,8 +23,9 @@ from monoeval.adapters.subset import Subset
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, choose_device, load_backbone
+from monoeval.backbones.resolve import identity
 from monoeval.backbones.spec import BackboneSpec
-from monoeval.data.images import Ints, Transform
+from monoeval.data.images import DataSpec, Ints, Transform
 from monoeval.data.transforms import views
 from monoeval.errors import MonoevalError
 from monoeval.keys import key
@@ -40,17 +41,9 @@ from monoeval.probes.sweep import best_candidate
 from monoeval.scenarios.trial import Fit, TestSet, Trial
 from monoeval.suite.ledger import Predictions
 from monoeval.suite.measures import explained, held_out, margins, moved, once
-from monoeval.suite.plan import (
-    Group,
-    backbone_identity,
-    codes_identity,
-    counts_as,
-    fitted_rows,
-    load,
-    test_images,
-    tested_rows,
-)
+from monoeval.suite.plan import Group, backbone_identity, codes_identity
 from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
+from monoeval.suite.trial_rows import counts_as, fitted_rows, load, test_images, tested_rows
 from monoeval.training.pretrain import pretrain
 
 log = logging.getLogger("monoeval")
@@ -219,6 +212,19 @@ def backbone_of(spec: BackboneSpec, device: str) -> Backbone:
     return _loaded(spec.model_dump_json(), device)
 
 
+def _embedded(group: Group, device: str) -> FeatureSet | None:
+    """The test images as the reference sees them, where there is one."""
+    if group.reference is None:
+        return None
+    return _references(group.reference.model_dump_json(), group.data.model_dump_json(), device)
+
+
+@lru_cache(maxsize=4)
+def _references(spec_json: str, data_json: str, device: str) -> FeatureSet:
+    spec, data = BackboneSpec.model_validate_json(spec_json), DataSpec.model_validate_json(data_json)
+    return extract(load_backbone(spec, device=device), key(identity(spec)), load(data).test, [None])[0]
+
+
 def _features_of(trial: Trial) -> tuple[str, str]:
     """What test features are called for: the images and the change to them."""
     transform = trial.test.transform
@@ -253,16 +259,18 @@ def _report(
     report = candidate.adapter.report()
     clean = Trial(scenario="", protocol="", series="", level=0, data=group.data, test=TestSet(data=group.data))
     features, images = tests.get(_features_of(clean)), load(group.data).test
-    identity = codes_identity(group, candidate.spec), load(group.data).train.fingerprint, group.arm.latents
+    own = codes_identity(group, candidate.spec), load(group.data).train.fingerprint, group.arm.latents
     try:
         if features is not None:
             codes = candidate.codes(features)
             report |= _explained(group, candidate, features)
-            report |= once(key(["held out", *identity, features.key]), lambda: held_out(codes, images))
+            reference = _embedded(group, device)
+            names = [*own, features.key, reference and reference.key]
+            report |= once(key(["held out", *names]), lambda: held_out(codes, images, reference))
             for probe in clean_fit:
                 report |= margins(codes, *tested_rows(clean), candidate.probes, probe)
         if group.match is None:  # else the seed before took another width and k
-            report |= once(key(["stability", *identity]), lambda: _stability(group, candidate, device))
+            report |= once(key(["stability", *own]), lambda: _stability(group, candidate, device))
     except UNMEASURED as error:  # a measure that cannot be made takes no score with it
         log.warning("%s is not measured: %s", group.arm.name, error)
     return report
@@ -272,9 +280,9 @@ def _explained(group: Group, candidate: _Fitted, features: FeatureSet) -> dict[s
     """`measures.explained` of the whole adapter; of some of its latents it is known to be of the whole."""
     adapter = candidate.adapter
     whole = Codes(features, adapter.whole if isinstance(adapter, Subset) else adapter, candidate.train.device)
-    identity = codes_identity(group, candidate.spec), load(group.data).train.fingerprint
+    own = codes_identity(group, candidate.spec), load(group.data).train.fingerprint
     found = once(
-        key(["explained", *identity, features.key]),
+        key(["explained", *own, features.key]),
         lambda: explained(whole, candidate.train.features, group.adapter_seed),
     )
     return {f"{WHOLE}{name}": value for name, value in found.items()} if whole.adapter is not adapter else found

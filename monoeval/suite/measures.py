@@ -35,10 +35,10 @@ def once(name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
     return _found[name]
 
 
-def held_out(codes: Codes, images: ImageSet) -> dict[str, float]:
-    """Measures of the codes of clean test images, but for undefined ones."""
+def held_out(codes: Codes, images: ImageSet, reference: FeatureSet | None) -> dict[str, float]:
+    """Measures of the codes of clean test images, but for undefined ones; `reference` are embeddings of those."""
     n_classes = len(images.class_names)
-    found = measure(codes, images.labels, n_classes).summary()
+    found = measure(codes, images.labels, n_classes, reference=reference).summary()
     found["scatter_ratio"] = scatter_ratio(codes, images.labels, n_classes)
     directions = codes.adapter.directions
     if directions is not None:

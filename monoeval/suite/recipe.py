@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from monoeval.adapters.registry import METHODS, controls_for, spec_of
 from monoeval.adapters.settings import DictionarySettings
 from monoeval.adapters.spec import AdapterSpec, Params
-from monoeval.backbones.resolve import check_text_tower, has_text_tower
+from monoeval.backbones.resolve import check_text_tower, has_text_tower, same_network
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, named_data
 from monoeval.data.prompts import TEMPLATES
@@ -161,6 +161,8 @@ class Recipe(Spec):
     """Beside each arm with a monosemantic adapter, three more: its most, least and random monosemantic latents."""
     zero_shot: Annotated[TextArms | None, BeforeValidator(_switched)] = None
     """`true`, or settings: beside each image-text model, arms that read class names."""
+    reference: Annotated[BackboneSpec | None, _named("model")] = None
+    """Another model, by whose embeddings of the test images the monosemanticity score of each arm's codes goes."""
     scenarios: Annotated[tuple[Named, ...], Field(min_length=1)]
     family: tuple[Annotated[Claim, _named("scenario")], ...] = ()
     """What Holm's adjustment is over, named before running; if empty, each gain over a baseline with a verdict."""
@@ -197,6 +199,8 @@ class Recipe(Spec):
         for backbone in (*self.models, *self.backbones.values()):
             if (backbone.model is None) == (backbone.pretrain is None):
                 raise ValueError("a backbone needs either model or pretrain")
+        if self.reference is not None and self.reference.model is None:
+            raise ValueError("the reference is a model that is there: pretrain none for it")
         repeated = [s.name for s in self.scenarios]
         if claimed := next((REFUSED[name] for name in repeated if name in REFUSED), None):
             raise ValueError(f"{claimed}: uninstall one of the two packages")
@@ -218,7 +222,7 @@ class Recipe(Spec):
                 spec_of(arm.adapter)
                 if arm.learner == "zero-shot":
                     check_text_tower(self.backbones[arm.backbone])
-            return self._with_latents()._with_text()._checked_choices()._with_known_family()
+            return self._completed()
         backbones, arms = {}, []
         for model in self.models:
             label = str(model.model)
@@ -227,7 +231,18 @@ class Recipe(Spec):
             backbones[label] = model
             arms += expand(Arm(name=label, backbone=label), self.methods)
         fields = {"models": (), "methods": (), "backbones": backbones, "arms": tuple(arms)}
-        return self.model_copy(update=fields)._with_latents()._with_text()._checked_choices()._with_known_family()
+        return self.model_copy(update=fields)._completed()
+
+    def _completed(self) -> "Recipe":
+        return self._with_latents()._with_text()._checked_choices()._with_known_family()._with_other_reference()
+
+    def _with_other_reference(self) -> "Recipe":
+        """Itself, once its reference is none of the models that it judges."""
+        for name, backbone in self.backbones.items():
+            judge = self.reference if backbone.pretrain is None else None
+            if judge is not None and same_network(judge, backbone):
+                raise UsageError(f"The reference names {name}, which is evaluated: name another, e.g. dinov2_s14.")
+        return self
 
     def _checked_choices(self) -> "Recipe":
         """Itself, once nothing is chosen where there is nothing to choose by, or where one adapter is meant.

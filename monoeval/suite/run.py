@@ -20,9 +20,10 @@ from monoeval.errors import MonoevalError, UsageError
 from monoeval.files import CannotWriteError, atomic
 from monoeval.keys import key
 from monoeval.suite.ledger import Ledger, Row, named, read_rows, readable, sidecars
-from monoeval.suite.plan import Group, Plan, described, load, make_plan, test_images, tested_rows, transitions
+from monoeval.suite.plan import Group, Plan, described, make_plan
 from monoeval.suite.recipe import Recipe
 from monoeval.suite.recipe_files import load_recipe
+from monoeval.suite.trial_rows import load, test_images, tested_rows, transitions
 
 if TYPE_CHECKING:
     from monoeval.suite.score import Score  # which needs torch
@@ -70,8 +71,9 @@ def run(
     plan = make_plan(load_recipe(recipe))
     folder = run_folder(plan.recipe, Path(out))
     todo = missing(plan, read_rows(folder)) if not fresh else list(plan.groups)
-    for backbone in {g.arm.backbone: g.backbone for g in todo}.values():
-        if backbone.pretrain is None:
+    needed = {g.arm.backbone: g.backbone for g in todo} | {"": plan.recipe.reference if todo else None}
+    for backbone in needed.values():
+        if backbone is not None and backbone.pretrain is None:
             check_available(backbone)
     with Ledger(folder) as ledger:
         if not fresh:

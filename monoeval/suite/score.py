@@ -20,7 +20,8 @@ from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.problem import Choice
 from monoeval.scenarios.trial import TestSet, Trial
 from monoeval.suite.ledger import Predictions, Row
-from monoeval.suite.plan import Group, described, load, test_images, tested_rows, transitions
+from monoeval.suite.plan import Group, described
+from monoeval.suite.trial_rows import load, test_images, tested_rows, transitions
 
 
 @dataclass(frozen=True)

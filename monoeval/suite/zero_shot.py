@@ -15,8 +15,9 @@ from monoeval.probes.problem import Choice, LinearProbes, Probes, Problem
 from monoeval.probes.spec import WiSE, ZeroShot
 from monoeval.spec import Spec
 from monoeval.suite import frozen
-from monoeval.suite.plan import Group, load
+from monoeval.suite.plan import Group
 from monoeval.suite.score import Score
+from monoeval.suite.trial_rows import load
 
 
 def score(group: Group, device: str) -> list[Score]:

@@ -14,7 +14,7 @@ from monoeval.data.load import load_data
 from monoeval.errors import UsageError
 from monoeval.scenarios.ood import OutOfDomain
 from monoeval.scenarios.subpopulation import Subpopulation
-from monoeval.suite import plan
+from monoeval.suite import plan, trial_rows
 from monoeval.suite.changes import changed
 from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe_files import load_recipe
@@ -81,8 +81,8 @@ def test_a_target_may_be_a_domain_or_another_set_or_several(tmp_path: Path) -> N
     target = {"name": data.name, "domains": ["c"]}
     any_to_any = list(OutOfDomain.model_validate({"target": target}).trials(source, 0))
     assert any_to_any[1].series == "set:a → set:c"
-    assert len(plan.tested_rows(any_to_any[1])[0]) == 8  # all rows of c
-    assert len(plan.tested_rows(any_to_any[0])[0]) == 2  # of a, what was held out
+    assert len(trial_rows.tested_rows(any_to_any[1])[0]) == 8  # all rows of c
+    assert len(trial_rows.tested_rows(any_to_any[0])[0]) == 2  # of a, what was held out
 
 
 def test_bad_targets_are_one_sentence(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_subpopulations_are_drawn_anew_for_each_seed() -> None:
     assert (source.draw, target.draw) == (0, 0)
     assert next(shift.trials(digits, 1)).data.subclasses != seen
     plain = load_data(digits).test
-    rows, labels = plan.tested_rows(target)
+    rows, labels = trial_rows.tested_rows(target)
     wanted = np.flatnonzero(np.isin(plain.labels, [int(name) for name in held_out]))
     assert len(rows) == len(wanted)
     assert np.array_equal(labels, plain.labels[wanted] % 2)
@@ -186,10 +186,10 @@ def test_only_shared_classes_of_imagenet_are_scored(tmp_path: Path) -> None:
     words = str((tmp_path / "words/-").rename(tmp_path / "source"))
     ids = str(pictures(tmp_path / "ids", "i", ("n01440764", "n01443537", "n15075141"), n=2) / "i")
     source, target = OutOfDomain.model_validate({"target": ids}).trials(DataSpec(name=words), 0)
-    rows, labels = plan.tested_rows(target)
+    rows, labels = trial_rows.tested_rows(target)
     assert len(rows) == 4
     assert labels.tolist() == [2, 2, 0, 0]  # goldfish is the first of the source's classes, tench the last
-    assert len(plan.tested_rows(source)[0]) == 2
+    assert len(trial_rows.tested_rows(source)[0]) == 2
 
 
 def test_keys_of_corrupted_images_alone_know_the_version_of_the_corruptions(

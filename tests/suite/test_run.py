@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import monoeval
+from monoeval.backbones.extract import extract
+from monoeval.backbones.load import load_backbone
+from monoeval.backbones.spec import BackboneSpec
+from monoeval.data import load as loading
+from monoeval.data.load import load_data
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.probes.spec import PROBES
 from monoeval.suite.forecast import forecast
@@ -264,17 +270,26 @@ def test_a_target_with_one_split_is_scored_whole_and_on_shared_classes(tmp_path:
 
 def test_rows_of_data_that_has_changed_are_not_shown(tmp_path: Path) -> None:
     source, target = pictures(tmp_path / "source", "abc"), pictures(tmp_path / "target", "abc")
-    broken = source / "a" / "3.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:60])
+    changed = source / "a" / "3.png"
+    before = changed.read_bytes()
+    changed.write_bytes((source / "b" / "3.png").read_bytes())
     first = run(folder_recipe(source, target), out=tmp_path / "runs")
-    assert first.failed
-    broken.write_bytes(whole)
+    changed.write_bytes(before)
+    loading._loaded.cache_clear()  # as of another process
     second = run(folder_recipe(source, target), out=tmp_path / "runs")
     assert second.folder == first.folder
-    assert not second.failed
-    assert {row.status for row in read_rows(second.folder)} == {"ok"}
-    assert "3.png" not in (second.folder / "report.md").read_text()
+    assert second.made == len(second.rows) == len(first.rows)
+    assert {row.key for row in read_rows(second.folder)} == {row.key for row in second.rows}
+    assert not {row.key for row in first.rows} & {row.key for row in second.rows}
+
+
+def test_a_damaged_image_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
+    source, target = pictures(tmp_path / "source", "abc"), pictures(tmp_path / "target", "abc")
+    for path in (source / "a").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    several = r"^\d+ of the \d+ images .* are damaged: .*\.png .*, .*\.png .*: delete or"
+    with pytest.raises(UsageError, match=several):
+        run(folder_recipe(source, target), out=tmp_path / "runs")
 
 
 def test_scores_do_not_depend_on_where_the_data_lies(tmp_path: Path) -> None:
@@ -384,6 +399,25 @@ def test_measures_are_of_held_out_images_and_chosen_latents_differ_in_them(tmp_p
     assert measured["most monosemantic"]["top_consistency"] > measured["least monosemantic"]["top_consistency"]
     assert 0 < measured[""]["top_consistency_chance"] < measured[""]["top_consistency"] < 1
     assert measured["random latents"]["l0"] < measured[""]["l0"] <= 8
+
+
+def test_a_reference_model_judges_how_alike_images_of_a_latent_are(tmp_path: Path) -> None:
+    few = {**RECIPE, "seeds": 1, "scenarios": ["clean"]}
+    judge = {"model": "test_resnet", "weights": "random", "image_size": 32}
+    study = load_recipe({**few, "reference": judge})
+    assert forecast(study, tmp_path)["images to extract"] == 100 + 100 + 100  # the test images twice
+    rows = run(study, out=tmp_path).rows
+    backbone = load_backbone(BackboneSpec.model_validate(judge), device="cpu")
+    images = load_data(study.data).test
+    e = torch.nn.functional.normalize(extract(backbone, "judge", images, [None])[0].load().double())
+    any_two = float((e @ e.T).triu(1).sum() / (100 * 99 / 2))
+    for row in rows:
+        assert row.adapter["monosemanticity_chance"] == pytest.approx(any_two, abs=1e-4)
+        assert any_two != row.adapter["monosemanticity"] < 1
+    assert len({row.adapter["monosemanticity"] for row in rows}) == len(rows)
+    assert not any("monosemanticity" in row.adapter for row in run(load_recipe(few), out=tmp_path).rows)
+    with pytest.raises(UsageError, match="reference names CL, which is evaluated"):
+        load_recipe({**few, "backbones": {"CL": judge}, "reference": {**judge, "layer": "layer1"}}).resolved()
 
 
 def test_a_control_matches_the_width_and_the_measured_sparsity(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_each_fit_uses_the_adapter_of_the_best_validation_loss(
 
     monkeypatch.setattr(frozen, "best_candidate", judged)
     monkeypatch.setattr(frozen, "_predict", seen)
-    monkeypatch.setattr(measures, "measure", lambda *a: measured.append(1) or measure(*a))
+    monkeypatch.setattr(measures, "measure", lambda *a, **k: measured.append(1) or measure(*a, **k))
     monkeypatch.setattr(measures, "_found", {})
     monkeypatch.setattr("monoeval.report.write", lambda _: None)  # its figures take seconds
     done = run(RECIPE, out=tmp_path)

@@ -18,9 +18,10 @@ from monoeval.scenarios.trial import Fit, LabelNoise, Shots
 from monoeval.suite.changes import changed
 from monoeval.suite.frozen import problem_of
 from monoeval.suite.ledger import Row
-from monoeval.suite.plan import make_plan, training_labels, transitions
+from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.run import run
+from monoeval.suite.trial_rows import training_labels, transitions
 
 TINY = {"pretrain": {"objective": "simclr", "epochs": 1, "width": 16, "image_size": 8}}
 MAP = {"1": "7", "3": "8", "8": "3"}
