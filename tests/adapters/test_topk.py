@@ -61,8 +61,10 @@ def by_autograd(tensors, idle, batches, patience, rate, aux_weight):
 
 @pytest.mark.parametrize("block", [16, 1024])
 @pytest.mark.parametrize("patience", [60, 10_000])
-def test_steps_are_those_of_autograd(monkeypatch, block, patience):
+@pytest.mark.parametrize("few", [0, 1, 4])
+def test_steps_are_those_of_autograd(monkeypatch, block, patience, few):
     monkeypatch.setattr(topk, "BLOCK", block)
+    monkeypatch.setattr(topk, "FEW", few)  # AuxK by pairs, by products with all dead latents, or either
     tensors, idle, idle_too = start(), torch.zeros(M), torch.zeros(M)
     idle[::7] = idle_too[::7] = 59.0  # some are about to be dead
     batches = [batch(i) for i in range(4)]
@@ -104,8 +106,10 @@ def test_dead_latents_move_by_auxk_alone():
 
 @pytest.mark.parametrize("block", [16, 24, 1024])
 @pytest.mark.parametrize("shared", [False, True])
-def test_members_of_a_stack_become_what_they_would_alone(monkeypatch, block, shared):
+@pytest.mark.parametrize("few", [0, 1, 4])
+def test_members_of_a_stack_become_what_they_would_alone(monkeypatch, block, shared, few):
     monkeypatch.setattr(topk, "BLOCK", block)
+    monkeypatch.setattr(topk, "FEW", few)
     ks, n_steps = [K, 2, K, 1], 5
     starts = [start(seed) for seed in range(len(ks))]
     idle = torch.zeros(len(ks), M)
