@@ -64,27 +64,31 @@ _HEADS = "monoeval.adapters.heads"
 _BUILT_IN = (
     Method("identity", f"{_SIMPLE}:Identity", "the features as they are", seeded=False),
     Method(
-        "sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings, version="4"
+        "sae", f"{_SAE}:TopKSAE", "TopK sparse autoencoder with AuxK", TrainedDictionarySettings, version="5"
     ),
     Method(
         "sae-batchtopk", f"{_SAE}:BatchTopKSAE", "TopK over a batch: k active latents a row on average",
-        TrainedDictionarySettings,
+        TrainedDictionarySettings, version="2",
     ),
-    Method("sae-matryoshka", f"{_SAE}:MatryoshkaSAE", "nested TopK dictionaries in one", MatryoshkaSettings),
+    Method(
+        "sae-matryoshka", f"{_SAE}:MatryoshkaSAE", "nested TopK dictionaries in one", MatryoshkaSettings,
+        version="2",
+    ),
     Method(
         "sae-archetypal", "monoeval.adapters.sae_archetypal:ArchetypalSAE",
-        "TopK latents near the convex hull of training rows", ArchetypalSettings,
+        "TopK latents near the convex hull of training rows", ArchetypalSettings, version="2",
     ),
     Method(
         "sae-jumprelu", f"{_PENALISED}:JumpReLUSAE", "a trained threshold for each latent", JumpReLUSettings,
-        emergent=True,
+        emergent=True, version="2",
     ),
     Method(
         "sae-l1", f"{_PENALISED}:L1SAE", "ReLU latents under an L1 penalty", TrainingSettings, emergent=True,
+        version="2",
     ),
     Method(
         "sae-gated", f"{_PENALISED}:GatedSAE", "gates under an L1 penalty, magnitudes free", TrainingSettings,
-        emergent=True,
+        emergent=True, version="2",
     ),
     Method(
         "pretrained", "monoeval.adapters.foreign:Pretrained", "a sparse autoencoder trained elsewhere",
@@ -92,7 +96,7 @@ _BUILT_IN = (
     ),
     Method(
         "csr", "monoeval.adapters.csr:CSR", "TopK latents, contrasted between views of an image", CSRSettings,
-        version="2",
+        version="3",
     ),
     Method("cl-head", f"{_HEADS}:ContrastiveHead", "a contrastive projector with signed codes", HeadSettings),
     Method(
@@ -105,15 +109,15 @@ _BUILT_IN = (
     ),
     Method(
         "frozen-decoder", f"{_SAE}:FrozenDecoder", "the TopK autoencoder with a random decoder",
-        TrainedDictionarySettings, is_control=True, version="2",
+        TrainedDictionarySettings, is_control=True, version="3",
     ),
     Method(
         "frozen-encoder", f"{_SAE}:FrozenEncoder", "the TopK autoencoder with a random encoder",
-        TrainedDictionarySettings, is_control=True, version="2",
+        TrainedDictionarySettings, is_control=True, version="3",
     ),
     Method(
         "dense-ae", f"{_SAE}:DenseAutoencoder", "an autoencoder of equal width without sparsity",
-        ScheduleSettings, is_control=True, version="2",
+        ScheduleSettings, is_control=True, version="3",
     ),
     Method("relu", f"{_SIMPLE}:Rectified", "the features' positive parts", is_control=True, seeded=False),
     Method("l2norm", f"{_SIMPLE}:UnitLength", "each row divided by its length", is_control=True, seeded=False),

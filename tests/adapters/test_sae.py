@@ -258,7 +258,8 @@ def test_the_seed_decides_everything_and_the_global_generator_nothing(feature_se
 def test_defaults_grow_with_the_data():
     settings = TrainedDictionarySettings()
     small, large = Schedule.of(settings, 1_200, 1024), Schedule.of(settings, 1_300_000, 8192)
-    assert small == Schedule(1500, 128, 4e-3)
+    assert small == Schedule(600, 128, 4e-3)
+    assert [Schedule.of(settings, rows, 1024).steps for rows in (40, 5_000, 150_000)] == [300, 1500, 1500]
     assert large.batch_size == 4096
     assert large.steps * large.batch_size >= 10 * 1_300_000
     assert large.learning_rate < small.learning_rate

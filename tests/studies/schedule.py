@@ -1,6 +1,6 @@
 """What the training of a TopK autoencoder is worth on real features, as its settings leave their defaults.
 
-Run with `uv run python tests/studies/schedule.py --data cifar100 [--rows N,...] [--epochs N] [--json FILE]`. One
+Run with `uv run python tests/studies/schedule.py --data cifar100 [--rows N,...] [--only steps,k,...]`. One
 `tiny` network is pretrained on all training images; each autoencoder learns from N of them. Judged are test
 images: the share of their variance that is explained, the latents that never fire on them, and how many a ridge
 probe gets right that learned from the codes of the same N. One setting is changed at a time; two seeds each.
@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a name or a folder, as of monoeval's own option")
     parser.add_argument("--rows", default="1500,5000,40000", help="training rows of the autoencoders")
+    parser.add_argument("--only", default="", help="beside the defaults, settings whose names begin like this")
     parser.add_argument("--epochs", type=int, default=10, help="of the network's pretraining")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     asked = parser.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
             path = Path(folder) / f"{rows}.npy"
             np.save(path, train_nd[chosen].numpy())
             train = FeatureSet("train", (path,))
-            lines = study(data, train, chosen, test)
+            lines = study(data, train, chosen, test, tuple(asked.only.split(",")))
             show(lines, f"{rows:,} rows of {train.width} features")
             found += lines
             if asked.json:
@@ -92,10 +93,14 @@ def features(data: Data, epochs: int) -> tuple[Tensor, FeatureSet]:
     return train.load(), test
 
 
-def study(data: Data, train: FeatureSet, chosen: Ints, test: FeatureSet) -> list[dict[str, Any]]:
-    """A line for each setting."""
+def study(
+    data: Data, train: FeatureSet, chosen: Ints, test: FeatureSet, only: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """A line for each setting whose name begins like one of `only`, the defaults first."""
     lines = []
     for name, params in settings(train.n, train.width).items():
+        if params and not name.startswith(only):
+            continue
         members = [build(AdapterSpec(method="sae", params={"width_factor": WIDTH, **params})) for _ in SEEDS]
         rows = TrainingRows(train, None, CPU)
         started = time.perf_counter()
