@@ -20,7 +20,7 @@ from monoeval.errors import MonoevalError, UsageError
 from monoeval.scenarios.ood import OutOfDomain
 from monoeval.scenarios.ood_detection import OODDetection
 from monoeval.scenarios.trial import Trial
-from monoeval.suite import plan
+from monoeval.suite import plan, trial_rows
 from monoeval.suite.plan import make_plan
 from monoeval.suite.recipe_files import load_recipe
 from monoeval.suite.score import predicted
@@ -103,18 +103,18 @@ def test_either_of_imagenets_classes_is_right_for_one_of_objectnet(tmp_path: Pat
     target = objectnet(tmp_path / "objectnet-1.0", "air_freshener", "banana", "chair")
     source = pictures(tmp_path / "imagenet", *CHAIRS, BANANA, ORANGE, start=50)
     clean, shifted = trials(source, target)
-    assert plan.load(clean.data).train.class_names == (*CHAIRS, ORANGE, BANANA)
+    assert trial_rows.load(clean.data).train.class_names == (*CHAIRS, ORANGE, BANANA)
     for trial in (clean, shifted):
-        assert plan.counts_as(trial).tolist() == [0, 0, 0, -1, 4]  # ObjectNet has no orange here
-    assert plan.tested_rows(shifted)[1].tolist() == [4] * 4 + [0] * 4
-    assert plan.tested_rows(clean)[1].tolist() == [
+        assert trial_rows.counts_as(trial).tolist() == [0, 0, 0, -1, 4]  # ObjectNet has no orange here
+    assert trial_rows.tested_rows(shifted)[1].tolist() == [4] * 4 + [0] * 4
+    assert trial_rows.tested_rows(clean)[1].tolist() == [
         0,
         0,
         0,
         4,
     ]  # a row of each class is held out, orange is not scored
     logits = np.array([[0.0, 1, 5, 9, 4], [0, 1, 3, 9, 4], [np.nan, 1, 3, 9, 4]])
-    scores, broken = predicted(logits, np.array([0, 0, 0]), plan.counts_as(shifted))
+    scores, broken = predicted(logits, np.array([0, 0, 0]), trial_rows.counts_as(shifted))
     assert broken == 1
     assert scores.prediction[:2].tolist() == [0, 4]
     odds = [np.exp(4) / np.exp([0, 1, 5]).sum(), np.exp(4) / np.exp([0, 1, 3]).sum()]
@@ -142,8 +142,8 @@ def test_rows_of_objectnet_that_are_to_be_detected_have_the_scores_of_single_cla
     target = objectnet(tmp_path / "objectnet-1.0", "banana", "chair")
     source = pictures(tmp_path / "imagenet", *CHAIRS, BANANA, start=50)
     both = list(OODDetection.model_validate({"target": str(target)}).trials(DataSpec(name=str(source)), 0))
-    assert [plan.counts_as(trial).tolist() for trial in both] == [[0, 1, 2, 3]] * 2
-    plan.check(both[1])
+    assert [trial_rows.counts_as(trial).tolist() for trial in both] == [[0, 1, 2, 3]] * 2
+    trial_rows.check(both[1])
     assert f"imagenet ({'+'.join(CHAIRS)}, {BANANA}): what is detected is a change" in caplog.text
 
 
@@ -169,10 +169,10 @@ def test_stylized_imagenet_is_matched_by_wordnet_id_however_it_is_named(tmp_path
     pictures(tmp_path / "sin/val", BANANA, ORANGE, n=3)
     for named in (tmp_path / "sin", tmp_path / "sin/val"):
         shifted = trials(source, named)[1]
-        rows, labels = plan.tested_rows(shifted)
+        rows, labels = trial_rows.tested_rows(shifted)
         assert labels.tolist() == [1, 1, 1, 2, 2, 2]
         assert len(rows) == 6
-        assert plan.load(shifted.data).train.class_names[1:] == (ORANGE, BANANA)
+        assert trial_rows.load(shifted.data).train.class_names[1:] == (ORANGE, BANANA)
 
 
 def cifar101(root: Path, n: int = 20) -> Path:
@@ -192,7 +192,7 @@ def test_cifar101_is_its_two_files(tmp_path: Path) -> None:
     assert whole.read(13).shape == (32, 32, 3)
     assert (whole.read(13) == 13).all()
     source = pictures(tmp_path / "cifar10", *CIFAR10_CLASSES)
-    assert len(plan.tested_rows(trials(source, root)[1])[0]) == 20
+    assert len(trial_rows.tested_rows(trials(source, root)[1])[0]) == 20
 
 
 def test_damaged_arrays_are_one_sentence(tmp_path: Path) -> None:
