@@ -237,6 +237,9 @@ def _settings(spec: AdapterSpec) -> Spec:
         if not first["loc"]:
             raise UsageError(f"{spec.method}: {first['msg'].removeprefix('Value error, ')}.") from None
         if first["type"] == "missing":
-            raise UsageError(f"{spec.method} needs {first['loc'][0]}, which has no default.") from None
+            written = f"{{method: {spec.method}, params: {{{first['loc'][0]}: …}}}}"
+            raise UsageError(
+                f"{spec.method} needs {first['loc'][0]}, which has no default: give it in a recipe, as {written}."
+            ) from None
         wrong = f"{first['loc'][0]} cannot be {first['input']!r} ({first['msg'].lower()})"
         raise UsageError(f"{spec.method}: {wrong}; its parameters are {', '.join(model.model_fields)}.") from None
