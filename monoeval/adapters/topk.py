@@ -212,8 +212,9 @@ class TopKSteps:
         error = centred_snd.flatten(0, 1) - rebuilt[0].detach()
         g = [error * (-2 / (n * d))]
         into_decoder_bias = g[0].view(self.members, n, d).sum(dim=1)
-        error_snd, dead = error.view(self.members, n, d), (idle_sm >= patience).sum(dim=1).tolist()
+        error_snd = error.view(self.members, n, d)
         if len(chosen) > 1:
+            dead = (idle_sm >= patience).sum(dim=1).tolist()
             g.append(self._by_aux(error_snd, rebuilt[1].detach().view_as(error_snd), dead).flatten(0, 1))
         dz = torch.autograd.grad(rebuilt, [each.z for each in chosen], g)
         pairs = Pairs.of(chosen, dz, len(self.encoder))

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from monoeval import bundles, progress
 from monoeval.backbones.spec import PretrainSpec
-from monoeval.data.images import ImageSet, Ints
+from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError, enough_memory, smaller_batch
 from monoeval.files import locked
 from monoeval.hardware import has_bfloat16
@@ -30,7 +29,7 @@ from monoeval.training.distributed import Processes
 from monoeval.training.keys import FORMAT, STEM, is_short, pretrained_folder, steps
 from monoeval.training.optimisers import optimiser
 from monoeval.training.squares import CROP_PCT, Squares, fit_into_memory, squares_of
-from monoeval.training.watch import watch, watched_rows
+from monoeval.training.watch import Watch
 
 FEW_ALIVE = 0.05
 NO_GAIN = 0.01
@@ -122,7 +121,7 @@ def pretrain(
                 )
             squares = squares_of(images, spec.image_size, device, on_disk=on_disk)
             training = _Training(spec, images, squares, seed, processes)
-            watching = _Watch(training, unseen) if watched and processes.rank == 0 else None
+            watching = Watch(training, unseen) if watched and processes.rank == 0 else None
             about = training.run(resume.checkpoint_of(folder), checkpoint_seconds, watching)
         processes.from_first(lambda: _write(folder, training, about))
     return folder
@@ -204,7 +203,7 @@ class _Training:
         self.losses: list[float] = []  # the mean of each epoch
         self.seconds = 0.0
 
-    def run(self, checkpoint: Path, checkpoint_seconds: float, watching: "_Watch | None") -> dict[str, Any]:
+    def run(self, checkpoint: Path, checkpoint_seconds: float, watching: Watch | None) -> dict[str, Any]:
         """Train what is left of the epochs, and describe the network."""
         environment = {
             "torch": str(torch.__version__),
@@ -269,7 +268,7 @@ class _Training:
             "timm": version("timm"),
         }
 
-    def _say(self, watching: "_Watch") -> None:
+    def _say(self, watching: Watch) -> None:
         """Log how it goes. Nothing that fails here ends the training, which needs none of it."""
         try:
             log.info("%s", watching.said())
@@ -428,50 +427,3 @@ def warm_cosine(step: int, steps: int, warm_up: float) -> float:
     if step < warm:
         return (step + 1) / (warm + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
-
-
-class _Watch:
-    """Says how a training goes: what its features tell of some of its images, and of some that it does not see."""
-
-    def __init__(self, training: _Training, unseen: ImageSet | None) -> None:
-        self.training, self.unseen = training, unseen
-        self.rows = watched_rows(len(training.images), "watch", training.seed)
-
-    @cached_property
-    def scored(self) -> tuple[Squares, Ints, Ints]:
-        """The squares, rows and labels that classifiers are scored on; decoded when they are first asked for."""
-        training, unseen = self.training, self.unseen
-        if not unseen:
-            rows = np.sort(self.rows[len(self.rows) // 2 :])
-            return training.squares, rows, training.images.labels[rows]
-        unseen = unseen.take(np.sort(watched_rows(len(unseen), "watch unseen", training.seed)))
-        squares = squares_of(unseen, training.spec.image_size, training.device)
-        return squares, np.arange(len(unseen)), unseen.labels
-
-    def said(self) -> str:
-        """A line about the last epoch. Leaves the network in evaluation mode."""
-        training, n_classes = self.training, len(self.training.images.class_names)
-        said = f"epoch {training.epoch} of {training.spec.epochs}: loss {training.losses[-1]:.3f}"
-        rows = np.sort(self.rows if self.unseen else self.rows[: len(self.rows) // 2])
-        fitted = training.squares, rows, training.images.labels[rows]
-        if len(np.unique(fitted[2])) < 2:
-            return said
-        training.network.eval()
-        (seen, seen_labels), (scored, labels) = (
-            (torch.cat([part.cpu() for part in training.features(squares, torch.from_numpy(rows))]), of)
-            for squares, rows, of in (fitted, self.scored)
-        )
-        if not bool(seen.isfinite().all() and scored.isfinite().all()):
-            return f"{said}, features not finite"
-        found = watch(seen, seen_labels, scored, labels, n_classes)
-        if math.isfinite(found["linear"]):
-            said += f", linear probe {100 * found['linear']:.1f} %"
-        which = (
-            f"on {len(scored):,} images of {self.unseen.name} that are not trained on"
-            if self.unseen
-            else f"on {len(scored):,} training images that these do not see"
-        )
-        said += f", nearest class mean {100 * found['nearest_mean']:.1f} % ({which}), "
-        if math.isfinite(found["consistency"]):  # no latent may fire on 20 of few rows
-            said += f"top-20 consistency {found['consistency']:.2f} (chance {found['consistency_chance']:.2f}), "
-        return said + f"{found['l0']:.0f} of {training.spec.width} latents active"

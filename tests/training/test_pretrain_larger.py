@@ -225,7 +225,7 @@ def test_what_watching_meets_ends_no_training_and_changes_no_bit(error, caplog, 
         raise error
 
     with monkeypatch.context() as patched:  # while the network is in evaluation mode
-        patched.setattr(module, "watch", failing)
+        patched.setattr("monoeval.training.watch.watch", failing)
         pretrain(spec, images, seed=0, device=CPU, watched=True)
     assert (folder / "backbone.safetensors").read_bytes() == weights
     shutil.rmtree(folder)
