@@ -16,7 +16,7 @@ from monoeval.adapters.rows import Batches, TrainingRows, shuffled
 from monoeval.adapters.settings import HeadSettings, NonNegativeHeadSettings
 from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import draw_seed
-from monoeval.training.contrastive import info_nce, rep_relu
+from monoeval.training.contrastive import RECTIFIERS, info_nce
 from monoeval.training.pretrain import FEW_ALIVE, warm_cosine
 
 SMALLEST = 1e-5
@@ -225,7 +225,7 @@ class NonNegativeHead(ContrastiveHead):
         self.settings = settings
 
     def compared(self, projected_nm: Tensor) -> Tensor:
-        return rep_relu(projected_nm) if self.settings.rectifier == "rep-relu" else projected_nm.relu()
+        return RECTIFIERS[self.settings.rectifier](projected_nm)
 
     def shown(self, projected_nm: Tensor) -> Tensor:
         return projected_nm.relu()

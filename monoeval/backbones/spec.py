@@ -48,6 +48,8 @@ class PretrainSpec(Spec):
     """`cifar` begins a ResNet with a 3×3 convolution of stride 1 and no max-pool: `auto` below 64 pixels."""
     augmentation: Literal["gentle", "simclr"] = "gentle"
     """`gentle` crops, turns and jitters little; `simclr` (Chen et al. 2020) has strong colours, grey and blur."""
+    rectifier: Literal["relu", "rep-relu"] = "rep-relu"
+    """Of ncl and nscl: ReLU with the gradient of GELU (`rep-relu`) or with its own."""
     normalise_first: bool = False
     """Bring the projector's rows to length one before they are rectified too, where GELU's slope is never flat."""
     density: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -75,14 +77,28 @@ class PretrainSpec(Spec):
             raise UsageError(f"There is no network named {network!r} to pretrain: {advice}")
         return {**LARGER, **given}
 
+    @property
+    def supervised(self) -> bool:
+        """Whether the loss reads labels."""
+        return self.objective in ("supcon", "nscl")
+
+    @property
+    def non_negative(self) -> bool:
+        """Whether the loss is of rectified rows (Wang et al. 2024, arXiv 2403.12459)."""
+        return self.objective in ("ncl", "nscl")
+
     @model_validator(mode="after")
     def _of_some_effect(self) -> Self:
         """Refuse what would change nothing but the key; the defaults of the network are written in resolved
         recipes, so they stay."""
         if self.network == "tiny" and self.stem != "auto":
             raise ValueError("stem is of the ResNets of timm: leave it out, or choose a network such as resnet18")
+        if not self.non_negative and self.rectifier != "rep-relu":
+            raise ValueError(
+                f"rectifier is of ncl and nscl, and rows of {self.objective} keep their sign: leave it out"
+            )
         usual = self.network != "tiny" and LARGER["normalise_first"]
-        if self.objective in ("simclr", "supcon") and not self.density and self.normalise_first != usual:
+        if not self.non_negative and not self.density and self.normalise_first != usual:
             raise ValueError(
                 f"normalise_first changes nothing for {self.objective} without density, as its rows are not "
                 "rectified: leave it out"

@@ -49,28 +49,30 @@ def pretrain(
 ) -> None:
     """Train a backbone on the training images alone; the folder it prints is a --model.
 
-    Ten times it says how it goes, as test images tell, which decide nothing of the weights.
+    Ten times it says how it goes, as test images tell, which decide nothing of the weights. For simclr and ncl a
+    folder may hold images without classes (images/1.jpg, or images/train/1.jpg).
 
     Interrupted, it goes on where it was when the same command is given again. With the folder as --model,
     --layer projector (the default) or backbone says what is read. `torchrun --nproc-per-node N -m monoeval
     pretrain …` trains one network on N GPUs, with the same batches.
     """
-    from monoeval.data.load import load_data
+    from monoeval.data.load import load_data, unlabelled
 
     options = {"epochs": epochs, "batch_size": batch_size, "image_size": image_size}
     given = {name: value for name, value in options.items() if value is not None}
     spec = _spec(objective, model, paper, given, o.split_commas(params))
     source = o.data_spec(data, image_column, label_column, split)
     assert source is not None
-    loaded = load_data(source.model_copy(update={"limit": limit}))
-    images = loaded.train
+    source = source.model_copy(update={"limit": limit})
+    images, unseen = None if spec.supervised else unlabelled(source), None
+    if images is None:
+        loaded = load_data(source)
+        images, unseen = loaded.train, loaded.test
     if out is None or not _is_made(out, spec, images, seed):
         from monoeval.training.pretrain import pretrain as train
 
         with distributed.joined(device) as (processes, where):
-            folder = train(
-                spec, images, seed=seed, device=where, processes=processes, watched=True, unseen=loaded.test
-            )
+            folder = train(spec, images, seed=seed, device=where, processes=processes, watched=True, unseen=unseen)
         if out is not None and distributed.is_first():
             _copy(folder, out)
     if not distributed.is_first():
@@ -83,7 +85,8 @@ def pretrain(
     for name in ("objective", "network", "width", "image_size", "final_loss", "alive"):
         if name in facts:
             stdout.print(f"{name.replace('_', ' '):12} {facts[name]}", markup=False)
-    use = f"monoeval probe --model {shlex.quote(str(folder))} --method sae --data {shlex.quote(source.name)}"
+    labelled = "FOLDER" if unseen is None else shlex.quote(source.name)
+    use = f"monoeval probe --model {shlex.quote(str(folder))} --method sae --data {labelled}"
     stdout.print(f"Backbone: {folder}\nUse it:   {use}", markup=False, soft_wrap=True)
 
 
@@ -130,7 +133,8 @@ def _is_made(out: Path, spec: "PretrainSpec", images: "ImageSet", seed: int) -> 
     before, data = about.get("spec"), about.get("data")
     before, data = (value if isinstance(value, dict) else {} for value in (before, data))
     wanted = {**spec.model_dump(mode="json"), "seed": seed, "images": images.fingerprint}
-    held = {**before, "seed": about.get("seed"), "images": data.get("fingerprint")}
+    usual = {name: field.default for name, field in type(spec).model_fields.items()}  # of settings that came later
+    held = {**usual, **before, "seed": about.get("seed"), "images": data.get("fingerprint")}
     unlike = [name for name, value in wanted.items() if held.get(name) != value]
     if unlike:
         first = unlike[0]

@@ -49,6 +49,11 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
     asked = {name for name in (spec.train_split, spec.test_split) if name}
     # A split folder without class folders (unlabelled test images) is of no use here.
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]
+    if not asked and _no_classes(root, inside):
+        raise UsageError(
+            f"{root} has splits ({', '.join(inside)}) and no classes in them: put each class's images in a folder "
+            f"of their own ({root / inside[0]}/cat/1.jpg)."
+        )
     if asked:
         splits = inside
     elif not any(name.lower() in SPLIT_FOLDERS[:2] for name in splits):
@@ -61,6 +66,27 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
             _say_domains(str(root), ", ".join(domains))
         splits = domains
     return {name: partial(class_folders, root, name) for name in splits}
+
+
+def _no_classes(root: Path, inside: list[str]) -> bool:
+    """Whether all folders are splits, or there are none, and no class folder is in them."""
+    return all(name.lower() in SPLIT_FOLDERS and not _folders(root / name) for name in inside)
+
+
+def unlabelled_images(root: Path) -> Source | None:
+    """The images of a folder without classes, as if of one: of its split `train` where it has one, else all.
+
+    None where there are two class folders or more, or no images.
+    """
+    inside = _folders(root)
+    train = next((name for name in inside if name.lower() in SPLIT_FOLDERS[:2]), "")
+    classes = _folders(root / train) if train else [name for name in inside if name.lower() not in SPLIT_FOLDERS]
+    if len(classes) > 1:
+        return None
+    here = sorted(entry.name for entry in os.scandir(root / train) if _is_image(entry.name))
+    names = [str(Path(train) / name) for name in here]
+    names += [name for only in classes for name in _images(root, root / train / only)]
+    return _source(root, names, [0] * len(names), [root.name]) if names else None
 
 
 def _domains(root: Path, inside: list[str]) -> list[str]:
@@ -108,6 +134,10 @@ def class_folders(root: Path, split: str = "") -> Source:
         raise UsageError(
             f"{folder} has no images in class folders ({', '.join(s[1:] for s in SUFFIXES)}): check the path."
         )
+    return _source(root, names, labels, classes)
+
+
+def _source(root: Path, names: list[str], labels: list[int], classes: list[str]) -> Source:
     return Source(
         labels=np.array(labels, dtype=np.int64),
         names=tuple(classes),

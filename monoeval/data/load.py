@@ -107,6 +107,24 @@ def training_rows(spec: DataSpec) -> ImageSet:
     return rows if spec.hierarchy is None else _superclasses(spec)(rows)
 
 
+def unlabelled(spec: DataSpec) -> ImageSet | None:
+    """The training images of a folder that has less than two classes, within the limit.
+
+    None for other data, and where more is said of it than name and limit.
+    """
+    path = Path(spec.name).expanduser()
+    elsewhere = {*REFUSED, *LOADERS, *EMBEDDED}
+    if spec != DataSpec(name=spec.name, limit=spec.limit) or spec.name in elsewhere or not path.is_dir():
+        return None
+    from monoeval.data.folders import unlabelled_images
+
+    source = unlabelled_images(path)
+    if source is None:
+        return None
+    images = _image_set(path.resolve().name, source, source.names)
+    return images if spec.limit is None else _limited(images, spec.limit)
+
+
 @cache
 def _loaded(spec_json: str) -> Data:
     return load_data(DataSpec.model_validate_json(spec_json))

@@ -1,4 +1,6 @@
-"""The contrastive losses: SimCLR's InfoNCE, its supervised form, and the non-negative variant of both."""
+"""The contrastive losses (SimCLR's InfoNCE and its supervised form) and the rectifiers of non-negative ones."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +29,6 @@ def rep_relu(projected: Tensor) -> Tensor:
     return smooth + (F.relu(projected) - smooth).detach()
 
 
-def non_negative_info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Non-negative contrastive learning (NCL: Wang et al. 2024, arXiv 2403.12459): InfoNCE of rectified rows."""
-    return info_nce(rep_relu(first), rep_relu(second), temperature)
-
-
 def sup_con(first: Tensor, second: Tensor, temperature: float, classes: Tensor) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2: L_out), averaged over the 2B rows.
 
@@ -46,11 +43,6 @@ def sup_con(first: Tensor, second: Tensor, temperature: float, classes: Tensor) 
     return -(torch.where(positive, shares, 0).sum(1) / positive.sum(1)).mean()
 
 
-def non_negative_sup_con(first: Tensor, second: Tensor, temperature: float, classes: Tensor) -> Tensor:
-    """`sup_con` of rectified rows (non-negative supervised contrastive learning)."""
-    return sup_con(rep_relu(first), rep_relu(second), temperature, classes)
-
-
 def density(rows: Tensor) -> Tensor:
     """The mean absolute entry of rows [N, D] at length one, a scalar: 1/√D where all entries are equal."""
     return F.normalize(rows, dim=1, eps=SMALLEST_NORM).abs().mean()
@@ -63,6 +55,4 @@ def _similarities(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), float("-inf"))
 
 
-OBJECTIVES = {"simclr": info_nce, "ncl": non_negative_info_nce}
-SUPERVISED = {"supcon": sup_con, "nscl": non_negative_sup_con}
-NON_NEGATIVE = ("ncl", "nscl")
+RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "rep-relu": rep_relu}

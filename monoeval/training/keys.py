@@ -19,6 +19,7 @@ LATER = (
     "hidden",
     "stem",
     "augmentation",
+    "rectifier",
     "normalise_first",
     "density",
     "precision",

@@ -24,7 +24,7 @@ from monoeval.hardware import has_bfloat16
 from monoeval.keys import draw_seed
 from monoeval.training import networks, resume
 from monoeval.training.augment import Augmentation, SimCLRAugmentation
-from monoeval.training.contrastive import NON_NEGATIVE, OBJECTIVES, SUPERVISED, density, rep_relu
+from monoeval.training.contrastive import RECTIFIERS, density, info_nce, sup_con
 from monoeval.training.distributed import Processes
 from monoeval.training.keys import FORMAT, STEM, is_short, pretrained_folder, steps
 from monoeval.training.optimisers import optimiser
@@ -91,7 +91,7 @@ def pretrain(
     """
     if len(images) < 2:
         raise UsageError(f"Pretraining needs at least two images, and {images.name} has {len(images)}.")
-    if spec.objective in SUPERVISED and len(np.unique(images.labels)) < 2:
+    if spec.supervised and len(np.unique(images.labels)) < 2:
         raise UsageError(
             f"{spec.objective} tells classes apart, and the training images of {images.name} have labels of only "
             "one: choose --objective simclr or ncl, which need none."
@@ -178,7 +178,7 @@ class _Training:
                 spec.network,
                 spec.width,
                 spec.image_size,
-                non_negative=spec.objective in NON_NEGATIVE,
+                non_negative=spec.non_negative,
                 hidden=spec.hidden,
                 stem=spec.stem,
             )
@@ -307,13 +307,15 @@ class _Training:
         projected = self.processes.gathered(self._projected(seen).float(), len(rows))
         if spec.normalise_first:
             projected = F.normalize(projected, dim=1)
+        if spec.non_negative:
+            projected = RECTIFIERS[spec.rectifier](projected)
         first, second = projected.chunk(2)
-        if spec.objective in SUPERVISED:
-            loss = SUPERVISED[spec.objective](first, second, spec.temperature, self.classes[rows])
+        if spec.supervised:
+            loss = sup_con(first, second, spec.temperature, self.classes[rows])
         else:
-            loss = OBJECTIVES[spec.objective](first, second, spec.temperature)
+            loss = info_nce(first, second, spec.temperature)
         if spec.density:
-            loss = loss - spec.density * density(rep_relu(projected) if self.network.non_negative else projected)
+            loss = loss - spec.density * density(projected)
         return loss
 
     def _projected(self, seen: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from monoeval.cli.main import app
@@ -73,6 +75,10 @@ def test_settings_reach_the_network_and_a_folder_is_found_again(tmp_path):
     written = (out / "backbone.safetensors").stat().st_mtime_ns
     assert "Use it" in pretrain(*asked)
     assert (out / "backbone.safetensors").stat().st_mtime_ns == written
+    about = json.loads((out / "backbone.json").read_text())
+    del about["spec"]["rectifier"]  # as of a network from before there was a choice
+    (out / "backbone.json").write_text(json.dumps(about))
+    assert "Use it" in pretrain(*asked)
     with pytest.raises(UsageError, match="of epochs 1 and not 2: choose another --out"):
         pretrain(*asked, "--epochs", "2")
     with pytest.raises(UsageError, match="of seed 0 and not 1"):
@@ -103,3 +109,18 @@ def test_a_wrong_setting_is_told_without_torch(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     assert "epochs cannot be '-1'" in done.stdout
+
+
+def test_images_without_classes_are_trained_on_but_not_by_what_reads_labels(tmp_path):
+    for split, n in (("train", 20), ("test", 3)):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for place in range(n):
+            pixels = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / split / f"{place}.png")
+    asked = ("--data", str(tmp_path / "photos"), "--epochs", "1", *TINY[2:])
+    said = pretrain(*asked, "--objective", "ncl", "--out", str(tmp_path / "made"), "--params", "rectifier=relu")
+    about = json.loads((tmp_path / "made" / "backbone.json").read_text())
+    assert (about["data"]["rows"], about["spec"]["rectifier"]) == (20, "relu")
+    assert "--data FOLDER" in said
+    with pytest.raises(UsageError, match="no classes in them"):
+        pretrain(*asked, "--objective", "supcon")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from monoeval.data import hub, load
 from monoeval.data.images import DataSpec
-from monoeval.data.load import DATASETS, load_data
+from monoeval.data.load import DATASETS, load_data, unlabelled
 from monoeval.errors import MonoevalError, UsageError
 
 
@@ -288,6 +288,28 @@ def test_a_damaged_picture_names_its_row(tmp_path: Path) -> None:
 # Bad input, one sentence each
 
 
+def test_a_folder_without_classes_is_of_one_and_its_test_images_are_no_training_images(tmp_path: Path) -> None:
+    paths = ("flat/1.png", "flat/b.PNG", "flat/note.txt", "splits/train/2.png", "splits/test/3.png",
+             "one/all/old/4.png", "one/5.png", "two/cat/6.png", "two/dog/7.png", "few/val/8.png")  # fmt: skip
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(png(1))
+
+    def found(name: str, **more: int) -> list[str] | None:
+        images = unlabelled(DataSpec(name=str(tmp_path / name), **more))
+        return None if images is None else images.ids.tolist()
+
+    assert found("flat") == ["1.png", "b.PNG"]
+    assert found("splits") == ["train/2.png"]
+    assert found("one") == ["5.png", "all/old/4.png"]
+    assert found("two") is found("few") is None
+    assert len(found("one", limit=1)) == 1
+    assert unlabelled(DataSpec(name="digits")) is None
+    images = unlabelled(DataSpec(name=str(tmp_path / "one")))
+    assert (images.class_names, images.labels.tolist()) == (("one",), [0, 0])
+    np.testing.assert_array_equal(images.read(1), np.ones((4, 4, 3)))
+
+
 def refused(name: Path | str, match: str, **fields: str) -> None:
     with pytest.raises(MonoevalError, match=match) as caught:
         load_data(DataSpec(name=str(name), **fields))
@@ -301,6 +323,10 @@ def test_missing_empty_and_wrong_folders(tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/1.png").write_bytes(png(1))
     refused(tmp_path / "flat", "no class folders")
+    for split in ("train", "test"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+        (tmp_path / "splits" / split / "1.png").write_bytes(png(1))
+    refused(tmp_path / "splits", r"has splits \(test, train\) and no classes in them: .*/splits/test/cat/1.jpg")
     refused(tmp_path / "flat/1.png", "is a file")
     (tmp_path / "text/cat").mkdir(parents=True)
     (tmp_path / "text/cat/a.txt").write_text("")

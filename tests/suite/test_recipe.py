@@ -253,6 +253,7 @@ def test_a_backbone_that_learned_from_clean_labels_meets_no_scenario_that_takes_
     ("pretrain", "says"),
     [
         ({"objective": "ncl", "stem": "cifar"}, "stem is of the ResNets of timm: leave it out"),
+        ({"objective": "supcon", "rectifier": "relu"}, "rectifier is of ncl and nscl"),
         ({"objective": "simclr", "normalise_first": True}, "normalise_first changes nothing for simclr without"),
         ({"objective": "supcon", "network": "resnet18", "normalise_first": False}, "changes nothing for supcon"),
     ],

@@ -22,7 +22,7 @@ from monoeval.errors import UsageError
 from monoeval.training import networks, resume
 from monoeval.training import pretrain as module
 from monoeval.training.augment import Augmentation, SimCLRAugmentation
-from monoeval.training.contrastive import density, non_negative_info_nce, sup_con
+from monoeval.training.contrastive import density, info_nce, rep_relu, sup_con
 from monoeval.training.distributed import Processes, joined
 from monoeval.training.keys import STEM, pretrained_folder
 from monoeval.training.pretrain import pretrain
@@ -72,11 +72,10 @@ def test_the_loss_and_the_summed_gradients_are_those_of_the_whole_batch(labels):
     def loss_and_gradients(processes):
         pair = images[:, processes.share(BATCH)].flatten(0, 1)
         projected = processes.gathered(network(pair), BATCH)
-        first, second = projected.chunk(2)
         if labels:
-            loss = sup_con(first, second, 0.2, classes)
+            loss = sup_con(*projected.chunk(2), 0.2, classes)
         else:
-            loss = non_negative_info_nce(first, second, 0.2) - density(projected)
+            loss = info_nce(*rep_relu(projected).chunk(2), 0.2) - density(projected)
         gradients = list(torch.autograd.grad(loss, list(network.parameters())))
         processes.add_up(gradients)
         return loss.item(), [gradient.numpy() for gradient in gradients]
