@@ -79,7 +79,10 @@ def parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe
         field = str(error.get("ctx", {}).get("discriminator", "")).strip("'")  # by which a union is told apart
         line = _line(node, (*loc, field))
         where = f"{source}, line {line}" if line else source
-        shown = ".".join(str(part) for part in loc if part not in ("", "crossed")) or "recipe"
+        path = [part for part in loc if part not in ("", "crossed")]
+        if line:  # which says where: the last key, and the place in its list, say the rest
+            path = path[max((i for i, part in enumerate(path) if isinstance(part, str)), default=0) :]
+        shown = ".".join(map(str, path)) or "recipe"
         if error["type"] == "extra_forbidden":
             fields_here = _fields_at(Recipe, loc[:-1])
             near = nearest(str(loc[-1]), fields_here)

@@ -72,7 +72,7 @@ def test_two_settings_of_one_method_are_two_arms() -> None:
         ("models: resnet18\nscenarios: [clean]\n", "line 1", "valid list"),
         ("models: [resnet18]\nscenarios: [{rates: [0.5]}]\n", "line 2", "needs a name, one of"),
         ("models: [resnet18]\nprobe:\n  l2: []\nscenarios: [clean]\n", "line 3", "at least 1"),
-        ("models: [resnet18]\nprobe:\n  folds: 0\nscenarios: [clean]\n", "line 3", "2"),
+        ("models: [resnet18]\nprobe:\n  folds: 0\nscenarios: [clean]\n", "line 3", "line 3: folds: input should"),
         ("models: [resnet18]\nscenarios: [clean]\nprobe: gec\n", "line 3", "'gce'"),
         ("models: [resnet18]\nscenarios: [clean]\nprobe:\n  folds: 5\n  kind: rigde\n", "line 5", "'ridge'"),
         (
