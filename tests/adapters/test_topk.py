@@ -62,10 +62,12 @@ def by_autograd(tensors, idle, batches, patience, rate, aux_weight):
 @pytest.mark.parametrize("block", [16, 1024])
 @pytest.mark.parametrize("patience", [60, 10_000])
 @pytest.mark.parametrize("few", [0, 1, 4])
-def test_steps_are_those_of_autograd(monkeypatch, block, patience, few):
+@pytest.mark.parametrize("bias", [0, -2])
+def test_steps_are_those_of_autograd(monkeypatch, block, patience, few, bias):
     monkeypatch.setattr(topk, "BLOCK", block)
     monkeypatch.setattr(topk, "FEW", few)  # AuxK by pairs, by products with all dead latents, or either
     tensors, idle, idle_too = start(), torch.zeros(M), torch.zeros(M)
+    tensors[1] += bias  # where it is low, some of the largest are negative: those do not fire
     idle[::7] = idle_too[::7] = 59.0  # some are about to be dead
     batches = [batch(i) for i in range(4)]
     wanted = by_autograd(tensors, idle_too, batches, patience, 1e-3, 0.5)
@@ -80,6 +82,15 @@ def test_steps_are_those_of_autograd(monkeypatch, block, patience, few):
         assert (ours - was).abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
     torch.testing.assert_close(tensors[2].norm(dim=1), torch.ones(M))
+
+
+def test_one_row_has_no_spread_for_auxk_to_explain():
+    tensors, idle, idle_too = start(), torch.full((M,), 59.0), torch.full((M,), 59.0)
+    wanted = by_autograd(tensors, idle_too, [batch(0, n=1)], 60, 1e-3, 0.5)
+    TopKSteps(*(t[None] for t in tensors), k=[K], aux_weight=0.5).step(batch(0, n=1)[None], idle[None], 60, 1e-3)
+    assert torch.equal(idle, idle_too)
+    for ours, theirs in zip(tensors, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
 def test_dead_latents_move_by_auxk_alone():
@@ -134,9 +145,9 @@ def test_members_of_a_stack_become_what_they_would_alone(monkeypatch, block, sha
             assert not torch.equal(by_itself, was)
 
 
-def test_a_stack_done_at_once_agrees_with_members_in_turns():
+@pytest.mark.parametrize("ks", [[K, K, 2], [2, K, K]], ids=str)
+def test_a_stack_done_at_once_agrees_with_members_in_turns(ks):
     """As on a GPU, where what has one k is searched at once and all latents are one block."""
-    ks = [K, K, 2]
     found = []
     for at_once in (False, True):
         stack = [torch.stack(tensors) for tensors in zip(*(start(seed) for seed in range(3)), strict=True)]
