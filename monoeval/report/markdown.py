@@ -27,7 +27,7 @@ def markdown(summary: Summary, figures: Sequence[str] = ()) -> str:
         parts += _scenario(table, shown.get(table.slug))
     if summary.adapters:
         headings, lines = wording.adapter_table(summary)
-        parts += ["## Adapters and codes", _escape(wording.ABOUT_MEASURES), _grid(headings, lines)]
+        parts += ["## Adapters and codes", _escape(wording.about_measures(summary)), _grid(headings, lines)]
     parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in (*summary.notes, *summary.details))]
     parts += ["## Protocols", "\n".join(f"- `{p}`" for table in summary.tables for p in table.protocols)]
     environment = [f"- {_escape(name)}: {_escape(value)}" for name, value in wording.flat(summary.environment)]

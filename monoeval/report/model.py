@@ -164,6 +164,8 @@ class Summary:
     """How seeds are crossed; None where a seed redraws everything at once."""
     details: tuple[str, ...]
     """Notes for the files alone: what a terminal need not say as long as all is well."""
+    reference: str | None
+    """The model whose embeddings monosemanticity compares images by."""
     environment: Mapping[str, Any]
     recipe: str
     rows: tuple[Row, ...] = field(repr=False)

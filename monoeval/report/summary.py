@@ -69,6 +69,7 @@ def summary_of(scores: Scores, tables: Sequence[Table]) -> Summary:
         levels=whole(scores.units)[1] if scores.crossed else None,
         notes=tuple(notes),
         details=tuple(details),
+        reference=(scores.recipe.get("reference") or {}).get("model"),
         environment=scores.recipe.get("environment") or {},
         recipe=scores.recipe_text,
         rows=tuple(scores.rows),

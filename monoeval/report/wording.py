@@ -285,7 +285,7 @@ the first of them, as many as fit."""
 _UNSHOWN = ("drift_", WHOLE, "stability_exact")
 """How names of measures begin that are shown elsewhere or stand in others: for others a heading is made up."""
 
-ABOUT_MEASURES = (
+_ABOUT_MEASURES = (
     "In brackets: the explained variance of the adapter's untrained self, class measures under permuted labels, "
     "the margin that 5 % of rows do not exceed, the largest effective rank that could come out, and the stability "
     "of random directions. An adapter counts as not trained where it explains no more than its untrained self, "
@@ -294,13 +294,18 @@ ABOUT_MEASURES = (
     "of classes are of those images too. Top-20 consistency is the share of the commonest class among a latent's "
     "20 strongest rows, so many for every arm; semantic consistency and class entropy look at all rows that "
     "fire it, which favours sparse codes. Monosemanticity is the mean cosine, weighted by how much they fire a "
-    "latent, of the embeddings of two images by the study's reference model; in brackets that of any two. Margin "
+    "latent, of the embeddings of two images by {reference}; in brackets that of any two. Margin "
     "is the median, over clean held-out images, of the true class's logit less the largest other one, by the "
     "probe on all clean training rows. Cosine and Jaccard under change compare the codes of an image with those "
     "of the changed image, over all changes of the study; signed dense codes are all active, so their Jaccard is "
     "1. Shifts under change are what the changed images have more of it "
     "than the same images unchanged."
 )
+
+
+def about_measures(summary: Summary) -> str:
+    """What the columns of `adapter_table` are."""
+    return _ABOUT_MEASURES.replace("{reference}", summary.reference or "the study's reference model")
 
 
 def adapter_table(summary: Summary) -> tuple[list[str], list[list[str]]]:

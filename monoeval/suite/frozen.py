@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from monoeval.adapters.subset import Subset
 from monoeval.backbones.extract import extract
 from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, choose_device, load_backbone
-from monoeval.backbones.resolve import identity
+from monoeval.backbones.resolve import identity, same_network
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, Ints, Transform
 from monoeval.data.transforms import views
@@ -216,13 +216,27 @@ def _embedded(group: Group, device: str) -> FeatureSet | None:
     """The test images as the reference sees them, where there is one."""
     if group.reference is None:
         return None
+    if group.backbone.pretrain is not None and same_network(group.reference, located(group, device)):
+        _say_no_reference(f"{group.reference.model} is {group.arm.backbone} itself, as it was pretrained")
+        return None
     return _references(group.reference.model_dump_json(), group.data.model_dump_json(), device)
 
 
 @lru_cache(maxsize=4)
-def _references(spec_json: str, data_json: str, device: str) -> FeatureSet:
+def _references(spec_json: str, data_json: str, device: str) -> FeatureSet | None:
     spec, data = BackboneSpec.model_validate_json(spec_json), DataSpec.model_validate_json(data_json)
-    return extract(load_backbone(spec, device=device), key(identity(spec)), load(data).test, [None])[0]
+    embeddings = extract(load_backbone(spec, device=device), key(identity(spec)), load(data).test, [None])[0]
+    alike = int((embeddings.load() == 0).all(dim=1).sum())
+    if alike:
+        _say_no_reference(f"{spec.model} embeds {alike:,} of {embeddings.n:,} test images as zeros")
+        return None
+    return embeddings
+
+
+@cache
+def _say_no_reference(why: str) -> None:
+    """Said once: other measures are made all the same."""
+    log.warning("The reference %s, so no monosemanticity score is told.", why)
 
 
 def _features_of(trial: Trial) -> tuple[str, str]:

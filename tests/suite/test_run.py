@@ -1,6 +1,7 @@
 """Runs of small recipes: complete, resumable after a kill at any moment, and honest about failures."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -418,6 +419,22 @@ def test_a_reference_model_judges_how_alike_images_of_a_latent_are(tmp_path: Pat
     assert not any("monosemanticity" in row.adapter for row in run(load_recipe(few), out=tmp_path).rows)
     with pytest.raises(UsageError, match="reference names CL, which is evaluated"):
         load_recipe({**few, "backbones": {"CL": judge}, "reference": {**judge, "layer": "layer1"}}).resolved()
+
+
+def test_a_reference_that_cannot_judge_takes_no_other_measure_with_it(tmp_path: Path, caplog: Any) -> None:
+    few = {**RECIPE, "seeds": 1, "scenarios": ["clean"]}
+    (tmp_path / "zeros.py").write_text("from torch import nn\ndef zeros():\n    return nn.Sequential(Zeros())\n"
+        "class Zeros(nn.Module):\n    def forward(self, x):\n        return 0 * x.mean((2, 3))\n")  # fmt: skip
+    zeros = {"model": f"{tmp_path}/zeros.py:zeros", "image_size": 32}
+    plain = run(load_recipe(few), out=tmp_path)
+    (pretrained,) = (tmp_path / "cache" / "pretrained").glob("*/backbone.json")
+    itself = {"model": str(pretrained.parent)}
+    said = ("as zeros", "is CL itself, as it was pretrained")
+    for judge, why in zip((zeros, itself), said, strict=True):
+        with caplog.at_level(logging.WARNING, "monoeval"):
+            rows = run(load_recipe({**few, "reference": judge}), out=tmp_path).rows
+        assert why in caplog.text
+        assert [row.adapter for row in rows] == [row.adapter for row in plain.rows]
 
 
 def test_a_control_matches_the_width_and_the_measured_sparsity(tmp_path: Path) -> None:
