@@ -63,7 +63,7 @@ def score(group: Group, device: str) -> list[Score]:
             spec,
             torch.from_numpy(pixels).permute(0, 3, 1, 2),
             len(train.class_names),
-            name=backbone.name,
+            name=group.backbone.model or group.arm.backbone,  # of a folder it is known by a hash
             device=backbone.device,
             bfloat16=backbone.precision == "bf16",
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from monoeval.backbones.sources import Network
 from monoeval.data.splits import folds
 from monoeval.errors import MonoevalError, UsageError
+from monoeval.hardware import free_bytes
 from monoeval.keys import draw_seed
 from monoeval.probes.problem import Problem
 from monoeval.training.augment import Augmentation
@@ -21,11 +22,14 @@ from monoeval.training.lora import activity, insert
 from monoeval.training.networks import Projected
 from monoeval.training.pretrain import warm_cosine
 from monoeval.training.settings import FinetuneSpec
+from monoeval.training.squares import Squares
 
 WARM_UP = 0.1
 HELD_OUT_FOLDS = 5
 """One of so many stratified parts chooses the learning rate where no validation rows are given."""
 SCORED_AT_ONCE = 256
+FEW = 16
+"""Images that tell whether a trained network gives numbers."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ class Finetuner:
 
         Raises UsageError where `spec` asks for low-rank changes and the network has no linear layers.
         """
-        self.spec, self.pixels, self.device = spec, pixels.to(device), device
+        self.spec, self.device = spec, device
+        fits = device.type == "cpu" or 2 * pixels.nbytes <= free_bytes(device)
+        colours = list(network.preprocess.mean), list(network.preprocess.std)
+        self.squares = Squares(pixels.to(device) if fits else pixels.numpy(), *colours, device)
         module = network.module
         self.layers = [] if spec.adapt == "full" else insert(module, spec.rank, spec.adapt, name)
         module.requires_grad_(spec.adapt == "full")
@@ -98,11 +105,10 @@ class Finetuner:
         self.frozen = [m for m in (getattr(module, "projector", None),) if isinstance(m, nn.Module)]
         for part in self.frozen:
             part.requires_grad_(False)
-        colours = network.preprocess.mean, network.preprocess.std
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in colours)
         module.to(device).eval()
         with torch.no_grad():
-            width = network.features(self._normal(self.pixels[:2].float() / 255)).shape[1]
+            width = network.features(self._seen(torch.arange(min(2, len(pixels))))).shape[1]
         self.model = Classifier(network, width, n_classes, spec.objective == "nce").to(device)
         self.start = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.autocast: Callable[[], AbstractContextManager[object]] = (
@@ -121,7 +127,7 @@ class Finetuner:
             kept, held = self._held_out(problem)
             chosen = rates[int(np.argmin([self._held_out_loss(kept, held, rate, seed) for rate in rates]))]
         loss = self._train(problem, chosen, seed)
-        seen = self._normal(self.pixels[torch.from_numpy(problem.rows[:SCORED_AT_ONCE])].float() / 255)
+        seen = self._seen(torch.from_numpy(problem.rows[:SCORED_AT_ONCE]))
         return Training(
             learning_rate=chosen,
             at_edge=len(rates) > 1 and chosen in (min(rates), max(rates)),
@@ -146,13 +152,16 @@ class Finetuner:
             self._train(kept, rate, seed)
         except MonoevalError:
             return math.inf
-        logits = self.logits(self.pixels[torch.from_numpy(held.rows)])
+        logits = self.logits(self.squares.take(torch.from_numpy(held.rows)))
         loss = float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels)))
         return loss if math.isfinite(loss) else math.inf
 
     def _train(self, problem: Problem, rate: float, seed: int) -> float:
         """Train from the start; the mean loss of the last epoch."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with (
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+        ):
             torch.manual_seed(draw_seed("finetune", "weights", seed))  # of low-rank factors, and of any dropout
             return self._trained(problem, rate, seed)
 
@@ -163,7 +172,7 @@ class Finetuner:
             layer.draw()
         nn.init.zeros_(model.head.weight)
         nn.init.zeros_(model.head.bias)
-        rows = torch.from_numpy(problem.rows).to(self.device)
+        rows = torch.from_numpy(problem.rows)
         labels = torch.from_numpy(problem.labels).to(self.device)
         model.scale.copy_(self._feature_scale(rows))
         inner = [p for p in model.backbone.parameters() if p.requires_grad]
@@ -183,28 +192,37 @@ class Finetuner:
             for part in self.frozen:
                 part.eval()
         losses: list[float] = []
-        step = 0
-        for _ in range(spec.epochs):
-            losses = []
-            for picked in torch.split(torch.randperm(len(rows), generator=order).to(self.device), batch):
-                step += 1
+        for epoch in range(spec.epochs):
+            unseen: list[Tensor] = []  # of this epoch: reading a loss would wait for an accelerator
+            for picked in torch.split(torch.randperm(len(rows), generator=order), batch):
                 if len(picked) > 1 or len(rows) == 1:  # batch norm knows nothing of a single image
-                    seen = self.pixels[rows[picked]]
+                    seen = self.squares.take(rows[picked])
                     images = augment(seen, views) if spec.crop < 1 else self._whole(seen, views)
                     with self.autocast():
-                        loss = F.cross_entropy(model(self._normal(images)).float(), labels[picked])
-                    losses.append(loss.item())
-                    if not math.isfinite(losses[-1]):
-                        raise MonoevalError(
-                            f"The {spec.objective} loss of finetuning became {losses[-1]} at step {step} of "
-                            f"{steps}: give lower learning_rates than {rate:g}."
-                        )
+                        loss = F.cross_entropy(model(self._normal(images)).float(), labels[picked.to(self.device)])
+                    unseen.append(loss.detach())
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
                 schedule.step()
+            losses = torch.stack(unseen).tolist()
+            wrong = next((place for place, loss in enumerate(losses) if not math.isfinite(loss)), None)
+            if wrong is not None:
+                step = epoch * -(-len(rows) // batch) + wrong + 1
+                raise self._diverged(f"loss became {losses[wrong]} at step {step} of {steps}", rate)
         model.eval()
+        if not bool(self.logits(self.squares.take(rows[:FEW])).isfinite().all()):  # of what the last step left
+            raise self._diverged(f"weights give no finite loss after step {steps} of {steps}", rate)
         return float(np.mean(losses))
+
+    def _diverged(self, what: str, rate: float) -> MonoevalError:
+        return MonoevalError(
+            f"Finetuning by {self.spec.objective} failed, as its {what}: give lower learning_rates than {rate:g}."
+        )
+
+    def _seen(self, rows: Tensor) -> Tensor:
+        """Normalised training images [n, 3, S, S] of int64 rows [n], which are on the CPU."""
+        return self._normal(self.squares.take(rows).float() / 255)
 
     def _whole(self, seen: Tensor, views: torch.Generator) -> Tensor:
         """Images uint8 [B, 3, S, S] as they are, in [0, 1]; half of them mirrored where that is asked for."""
@@ -218,7 +236,7 @@ class Finetuner:
     def _feature_scale(self, rows: Tensor) -> Tensor:
         """The root-mean-square norm of the centred features of some training rows, as codes are scaled by."""
         picked = rows[:: max(1, len(rows) // SCORED_AT_ONCE)]
-        features = self.model.features(self._normal(self.pixels[picked].float() / 255)).float()
+        features = self.model.features(self._seen(picked)).float()
         scale = (features - features.mean(0)).square().sum(1).mean().sqrt()
         return torch.where(scale > 0, scale, torch.ones_like(scale))
 

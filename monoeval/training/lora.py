@@ -95,7 +95,8 @@ def insert(
                 made.append(low_rank)
     if not made:
         raise UsageError(
-            f"{name} has no linear layers for {adapt} to change: finetune all of it, with adapt: full."
+            f"{name} has no linear layers for {adapt} to change: finetune all of it, with --adapt full or, in a "
+            "recipe, adapt: full."
         )
     return made
 

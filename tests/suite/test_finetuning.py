@@ -97,8 +97,8 @@ def test_images_that_no_trial_trains_on_are_not_held(tmp_path: Path, monkeypatch
     fit = Finetuner.fit
 
     def watched(self: Finetuner, problem: Problem, *, seed: int) -> Training:
-        mean = self.pixels[torch.from_numpy(problem.rows)].float().mean(dim=(1, 2, 3))
-        seen.append((len(self.pixels), mean[torch.from_numpy(np.argsort(problem.labels, kind="stable"))].numpy()))
+        mean = self.squares.take(torch.from_numpy(problem.rows)).float().mean(dim=(1, 2, 3))
+        seen.append((len(self.squares), mean[torch.from_numpy(np.argsort(problem.labels, kind="stable"))].numpy()))
         return fit(self, problem, seed=seed)
 
     monkeypatch.setattr(Finetuner, "fit", watched)
@@ -306,7 +306,7 @@ def test_the_command_reads_domains_and_an_oracle_as_a_suite_does(monkeypatch: py
         (["--model", "test_vit", "--params", "corp=1"], "no setting named 'corp': did you mean 'crop'"),
         (["--model", "test_vit", "--params", "flip"], "written as NAME=VALUE, for example batch_size=32"),
         (["--model", "test_resnet", "--weights", "random", "--image-size", "32", "--adapt", "lora"],
-         "has no linear layers for lora to change: finetune all of it, with adapt: full."),
+         "has no linear layers for lora to change: finetune all of it, with --adapt full or"),
     ],
 )  # fmt: skip
 def test_wrong_commands_get_a_sentence(

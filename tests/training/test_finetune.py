@@ -1,5 +1,7 @@
 """Finetuning: what is trained, what stays, and how the learning rate is chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -168,7 +170,7 @@ def test_a_network_that_reads_weights_is_finetuned_by_lora_alone(adapt: str) -> 
     made, task = finetuner(Network(module, module, PLAIN), adapt=adapt, learning_rates=[1e-2], epochs=8, crop=1)
     assert made.fit(task, seed=0).active is not None
     _, labels = bright_and_dark()
-    assert (made.logits(made.pixels[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
+    assert (made.logits(made.squares.held[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
 
 
 def test_every_layer_that_a_monosemantic_change_cannot_reach_is_named() -> None:
@@ -231,11 +233,11 @@ def test_non_negative_cross_entropy_sees_positive_parts_alone() -> None:
 def test_a_training_depends_on_its_task_and_seed_alone() -> None:
     made, task = finetuner(tiny_network())
     made.fit(task, seed=1)
-    first = made.logits(made.pixels)
+    first = made.logits(made.squares.held)
     made.fit(Problem(task.rows[:20], 1 - task.labels[:20]), seed=2)
-    assert not torch.equal(made.logits(made.pixels), first)
+    assert not torch.equal(made.logits(made.squares.held), first)
     made.fit(task, seed=1)
-    assert torch.equal(made.logits(made.pixels), first)
+    assert torch.equal(made.logits(made.squares.held), first)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -246,7 +248,7 @@ def test_whole_images_are_trained_on_as_they_are_or_mirrored(flip: bool, monkeyp
     monkeypatch.setattr(Finetuner, "_normal", lambda self, x: (seen.append(x), normal(self, x))[1])
     made.fit(task, seed=0)
     views = torch.cat(seen[1:-1])  # without those of the scale and of the latents
-    whole = made.pixels[:40].float() / 255
+    whole = made.squares.held[:40].float() / 255
     mirrored = whole.flip(3)
     as_is = (views[:, None] == whole).flatten(2).all(2).any(1)
     turned = (views[:, None] == mirrored).flatten(2).all(2).any(1)
@@ -260,10 +262,10 @@ def test_dropout_is_drawn_from_the_seed_too() -> None:
     made, task = finetuner(Network(dropping, dropping, PLAIN), epochs=1)
     torch.manual_seed(1)
     made.fit(task, seed=0)
-    first = made.logits(made.pixels)
+    first = made.logits(made.squares.held)
     torch.manual_seed(2)
     made.fit(task, seed=0)
-    assert torch.equal(made.logits(made.pixels), first)
+    assert torch.equal(made.logits(made.squares.held), first)
 
 
 @pytest.mark.parametrize("objective", ["ce", "nce"])
@@ -271,7 +273,7 @@ def test_finetuning_learns(objective: str) -> None:
     made, task = finetuner(tiny_network(), objective=objective, learning_rates=[3e-3], epochs=8)
     made.fit(task, seed=0)
     _, labels = bright_and_dark()
-    assert (made.logits(made.pixels[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
+    assert (made.logits(made.squares.held[40:]).argmax(1).numpy() == labels[40:]).mean() >= 0.9
 
 
 def test_the_rate_of_least_validation_loss_is_chosen() -> None:
@@ -294,13 +296,34 @@ def test_the_rate_of_least_validation_loss_is_chosen() -> None:
 def test_a_rate_that_diverges_is_not_chosen(epochs: int) -> None:
     made, task = finetuner(tiny_network(), learning_rates=[1e-3, 1e30], epochs=epochs, batch_size=64)
     assert made.fit(task, seed=0).learning_rate == 1e-3
-    assert torch.isfinite(made.logits(made.pixels)).all()
+    assert torch.isfinite(made.logits(made.squares.held)).all()
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
     made, task = finetuner(tiny_network(), learning_rates=[1e30], epochs=3)
-    with pytest.raises(MonoevalError, match=r"loss of finetuning became .* give lower learning_rates than 1e\+30"):
+    with pytest.raises(
+        MonoevalError, match=r"loss became .* at step . of .*: give lower learning_rates than 1e\+30"
+    ):
         made.fit(task, seed=0)
+
+
+def test_weights_that_the_last_step_broke_are_told() -> None:
+    made, task = finetuner(tiny_network(), learning_rates=[1e30], epochs=1, batch_size=64)
+    with pytest.raises(
+        MonoevalError, match=r"weights give no finite loss after step 1 of 1: give lower learning_rates"
+    ):
+        made.fit(task, seed=0)
+
+
+def test_images_that_a_device_has_no_room_for_train_the_same_network() -> None:
+    found = []
+    for there in (True, False):
+        made, task = finetuner(tiny_network(), flip=True)
+        if not there:  # as where a GPU's memory is too small for them
+            made.squares = replace(made.squares, held=made.squares.held.numpy())
+        made.fit(task, seed=0)
+        found.append(made.logits(bright_and_dark()[0]))
+    assert torch.equal(*found)
 
 
 def rectified(bias: float) -> Projected:
