@@ -41,6 +41,10 @@ class Resolved:
         return self.name.partition("@" if self.kind == "open_clip" else ".")[2]
 
 
+def _is_pretrained(folder: Path) -> bool:
+    return (folder / "backbone.json").is_file()
+
+
 def resolve(spec: BackboneSpec) -> Resolved:
     """Find what `spec.model` names.
 
@@ -49,6 +53,11 @@ def resolve(spec: BackboneSpec) -> Resolved:
     if spec.model is None:
         raise UsageError("This backbone names no model: give --model, for example `--model vit_b16`.")
     model = ALIASES.get(spec.model, spec.model)
+    if model != spec.model and _is_pretrained(Path(spec.model)):
+        raise UsageError(
+            f"{spec.model} is a model's name and a folder that `monoeval pretrain` wrote: write "
+            f"./{spec.model} for the folder, or {model} for the model."
+        )
     local = Path(model).expanduser()
     file, separator, attribute = model.rpartition(":")
     if separator and file.endswith(".py"):
@@ -59,7 +68,7 @@ def resolve(spec: BackboneSpec) -> Resolved:
         return Resolved("timm", model)
     if model.startswith("open_clip:"):
         return _open_clip(model, spec)
-    if (local / "backbone.json").is_file():
+    if _is_pretrained(local):
         return Resolved("folder", f"pretrained:{_folder_key(local)}", local)
     if local.is_dir() and local.name != model:
         raise UsageError(f"{model} is a folder without a backbone.json: name one that `monoeval pretrain` wrote.")

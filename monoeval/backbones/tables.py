@@ -22,7 +22,8 @@ def package(name: str) -> Path:
 def timm_names() -> frozenset[str]:
     """Architectures that timm defines, each a function of its name, and names it keeps for old scripts."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in (package("timm") / "models").glob("*.py"))
-    deprecated = re.findall(r"^\s+['\"](\w+)['\"] ?: ", text, re.MULTILINE)
+    replaced = re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL)
+    deprecated = re.findall(r"^\s+['\"](\w+)['\"] ?: ", "\n".join(replaced), re.MULTILINE)
     return frozenset(re.findall(r"^def ([a-z]\w+)\(pretrained", text, re.MULTILINE)) | frozenset(deprecated)
 
 

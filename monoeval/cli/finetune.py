@@ -61,13 +61,16 @@ def finetune(
     if not models:
         raise UsageError("Which backbone? Name one with --model, for example `monoeval finetune --model vit_b16`.")
     own = ("kind", "objective", "adapt", "learning_rates")  # have options that take lists, or none
-    others = o.named_settings(params, [n for n in FinetuneSpec.model_fields if n not in own], "batch_size=32")
+    passes = {} if epochs is None else {"epochs": epochs}
+    others = o.named_settings(
+        params, [n for n in FinetuneSpec.model_fields if n not in own], "batch_size=32", passes
+    )
     rates = {} if learning_rate is None else {"learning_rates": o.split_commas([learning_rate])}
     study = finetuning(
         o.backbone_specs(models, weights, layer, pool, image_size, precision),
         objectives=o.split_commas([objective]),
         adapts=o.split_commas([adapt]),
-        settings={**rates, **({} if epochs is None else {"epochs": epochs}), **others},
+        settings={**rates, **passes, **others},
     )
     study = changed(
         study,

@@ -1,5 +1,6 @@
 """Options that several commands share, declared once."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 import typer
@@ -82,7 +83,9 @@ def split_commas(values: list[str] | None) -> list[str]:
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
 
 
-def named_settings(params: list[str] | None, settings: list[str], example: str) -> dict[str, str]:
+def named_settings(
+    params: list[str] | None, settings: list[str], example: str, given_by_option: Collection[str] = ()
+) -> dict[str, str]:
     """What `--params NAME=VALUE` says, each name one of `settings`; UsageError for what is written otherwise."""
     given = {}
     for param in split_commas(params):
@@ -91,6 +94,8 @@ def named_settings(params: list[str] | None, settings: list[str], example: str) 
             raise UsageError(f"--params is written as NAME=VALUE, for example {example}, and not {param!r}.")
         if name not in settings:
             raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
+        if name in given_by_option:
+            raise UsageError(f"{name} is given twice: leave it out of --params, or leave out its option.")
         given[name] = value
     return given
 

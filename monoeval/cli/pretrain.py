@@ -14,7 +14,7 @@ from monoeval.training import distributed
 
 if TYPE_CHECKING:
     from monoeval.backbones.spec import PretrainSpec
-    from monoeval.data.images import ImageSet
+    from monoeval.data.images import DataSpec, ImageSet
 
 
 def pretrain(
@@ -35,7 +35,11 @@ def pretrain(
     ] = False,
     params: Annotated[
         list[str] | None,
-        typer.Option(help="Other settings, e.g. learning_rate=0.3. Repeat it, or use commas."),
+        typer.Option(
+            help="NAME=VALUE of temperature, learning_rate, optimiser (adamw, lars, sgd), weight_decay, warm_up, "
+            "width, hidden, stem, augmentation (gentle, simclr), crop, flip, rectifier, normalise_first, density, "
+            "precision (auto, fp32, bf16). Repeat it, or use commas."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: o.Limit = None,
@@ -49,26 +53,25 @@ def pretrain(
 ) -> None:
     """Train a backbone on the training images alone; the folder it prints is a --model.
 
-    Ten times it says how it goes, as test images tell, which decide nothing of the weights. For simclr and ncl a
-    folder may hold images without classes (images/1.jpg, or images/train/1.jpg).
+    About ten times it says how it goes, as test images tell, which decide nothing of the weights. For simclr and
+    ncl a folder may hold images without classes (images/1.jpg, or images/train/1.jpg), of which it says the loss.
 
-    Interrupted, it goes on where it was when the same command is given again. With the folder as --model,
+    Interrupted, the same command goes on from the last checkpoint: the end of an epoch, written when 30 s have
+    passed since the one before. With the folder as --model,
     --layer projector (the default) or backbone says what is read. `torchrun --nproc-per-node N -m monoeval
     pretrain …` trains one network on N GPUs, with the same batches.
     """
-    from monoeval.data.load import load_data, unlabelled
-
     options = {"epochs": epochs, "batch_size": batch_size, "image_size": image_size}
     given = {name: value for name, value in options.items() if value is not None}
     spec = _spec(objective, model, paper, given, o.split_commas(params))
     source = o.data_spec(data, image_column, label_column, split)
     assert source is not None
     source = source.model_copy(update={"limit": limit})
-    images, unseen = None if spec.supervised else unlabelled(source), None
-    if images is None:
-        loaded = load_data(source)
-        images, unseen = loaded.train, loaded.test
-    if out is None or not _is_made(out, spec, images, seed):
+    images, unseen = _images(source, needs_labels=spec.supervised)
+    made = out is not None and _is_made(out, spec, images, seed)
+    if not made:
+        if out is not None and distributed.is_first():
+            _try(out)
         from monoeval.training.pretrain import pretrain as train
 
         with distributed.joined(device) as (processes, where):
@@ -82,12 +85,30 @@ def pretrain(
         stdout.print_json((folder / "backbone.json").read_text())
         return
     facts = json.loads((folder / "backbone.json").read_text())
+    said = f" ({len(unseen):,} others tell how it goes)" if unseen else ""
+    stdout.print(f"{'images':12} {len(images):,} of {images.name}{said}", markup=False)
     for name in ("objective", "network", "width", "image_size", "final_loss", "alive"):
         if name in facts:
             stdout.print(f"{name.replace('_', ' '):12} {facts[name]}", markup=False)
     labelled = "FOLDER" if unseen is None else shlex.quote(source.name)
-    use = f"monoeval probe --model {shlex.quote(str(folder))} --method sae --data {labelled}"
+    model = f"./{folder}" if folder.parent == Path() else str(folder)  # else it may be read as a model's name
+    use = f"monoeval probe --model {shlex.quote(model)} --method sae --data {labelled}"
     stdout.print(f"Backbone: {folder}\nUse it:   {use}", markup=False, soft_wrap=True)
+
+
+def _images(source: "DataSpec", needs_labels: bool) -> "tuple[ImageSet, ImageSet | None]":
+    """What is trained on, and what tells how it goes: nothing where images have no classes."""
+    from monoeval.data.load import load_data, unlabelled
+    from monoeval.data.source import NoClassesError
+
+    try:
+        data = load_data(source)
+    except NoClassesError:
+        images = None if needs_labels else unlabelled(source)
+        if images is None:
+            raise
+        return images, None
+    return data.train, data.test
 
 
 def _spec(objective: str, model: str, paper: bool, given: dict[str, Any], params: list[str]) -> "PretrainSpec":
@@ -103,12 +124,12 @@ def _spec(objective: str, model: str, paper: bool, given: dict[str, Any], params
     if objective not in objectives:
         raise unknown("objective", objective, objectives)
     if given.get("batch_size", 2) < 2:
-        raise UsageError("A batch of one image has nothing to tell it from: give --batch-size 2 or more.")
+        raise UsageError("A batch of less than two images has nothing to tell apart: give --batch-size 2 or more.")
     if paper and model == "tiny":
         raise UsageError("--paper is for the networks of timm: name one, for example --model resnet18.")
     chosen: dict[str, Any] = {"objective": objective, "network": model}
     settings = [name for name in PretrainSpec.model_fields if name not in chosen]
-    given = {**given, **o.named_settings(params, settings, "learning_rate=0.3")}
+    given |= o.named_settings(params, settings, "learning_rate=0.3", given)
     try:
         return PretrainSpec.model_validate({**chosen, **(paper_settings(objective) if paper else {}), **given})
     except ValidationError as invalid:
@@ -144,13 +165,36 @@ def _is_made(out: Path, spec: "PretrainSpec", images: "ImageSet", seed: int) -> 
     return True
 
 
+def _partial(out: Path) -> Path:
+    """Where `out` is written before it is whole."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def _try(out: Path) -> None:
+    """Raise before a training, and not after it, what the copy to `out` would raise."""
+    from monoeval.errors import UsageError
+    from monoeval.files import cannot_write
+
+    if out.name in ("", ".."):
+        raise UsageError(
+            f"--out {out} has no name of its own: give the backbone's folder one, e.g. --out ./backbone."
+        )
+    try:
+        _partial(out).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(_partial(out))
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
 def _copy(folder: Path, out: Path) -> None:
     from monoeval.files import cannot_write
 
-    partial = out.with_name(f".{out.name}.partial")
+    partial = _partial(out)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(folder, partial)
+        partial.mkdir(parents=True)
+        for file in folder.iterdir():
+            shutil.copy2(file, partial)
         partial.replace(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 from monoeval.data.decode import to_rgb
 from monoeval.data.fingerprint import file_keys
 from monoeval.data.images import DataSpec, Image
-from monoeval.data.source import Source, Splits, holds_runs
+from monoeval.data.source import NoClassesError, Source, Splits, holds_runs
 from monoeval.errors import UsageError
 
 log = logging.getLogger("monoeval")
@@ -40,7 +40,7 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
     """
     inside = _folders(root)
     if not inside:
-        raise UsageError(
+        raise NoClassesError(
             f"{root} has no class folders: put each class's images in a folder of their own ({root}/cat/1.jpg)."
         )
     for asked_for, option in ((spec.domain_column, "--domain-column"), (spec.group_column, "--group-column")):
@@ -50,7 +50,7 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
     # A split folder without class folders (unlabelled test images) is of no use here.
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]
     if not asked and _no_classes(root, inside):
-        raise UsageError(
+        raise NoClassesError(
             f"{root} has splits ({', '.join(inside)}) and no classes in them: put each class's images in a folder "
             f"of their own ({root / inside[0]}/cat/1.jpg)."
         )
@@ -119,6 +119,9 @@ def _folders(root: Path) -> list[str]:
 def class_folders(root: Path, split: str = "") -> Source:
     """The images under `root`/`split`, one folder a class; raises UsageError where there is none."""
     folder = root / split
+    loose = sum(_is_image(entry.name) for entry in os.scandir(folder))
+    if loose:
+        log.warning("%d images in %s lie in no class folder and are left out.", loose, folder)
     names: list[str] = []
     labels: list[int] = []
     classes: list[str] = []

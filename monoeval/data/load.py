@@ -13,7 +13,7 @@ import numpy as np
 from monoeval.data import cifar101, loaders, objectnet
 from monoeval.data.embedded import EMBEDDED
 from monoeval.data.images import Data, DataSpec, ImageSet, Ints
-from monoeval.data.source import Source, Splits, parquet_files, together
+from monoeval.data.source import NoClassesError, Source, Splits, parquet_files, together
 from monoeval.data.splits import held_out, stratified_limit
 from monoeval.data.subclasses import to_superclasses
 from monoeval.errors import UsageError, nearest
@@ -82,7 +82,8 @@ def load_data(spec: DataSpec) -> Data:
     there is only one, 30 % of each class (of each domain) are held out for test by a hash of the row's id, the
     same everywhere. Splits of which none is called train or test are domains of one data set.
     Classes are matched by name; those without a row in either split are left out, with a warning.
-    Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels.
+    Raises UsageError or MonoevalError, in one sentence, for anything that cannot be read as images with labels:
+    NoClassesError for a folder of images without class folders, and for a single class.
     """
     data = _ready(spec) or _found(spec)
     if spec.hierarchy is not None:
@@ -108,13 +109,9 @@ def training_rows(spec: DataSpec) -> ImageSet:
 
 
 def unlabelled(spec: DataSpec) -> ImageSet | None:
-    """The training images of a folder that has less than two classes, within the limit.
-
-    None for other data, and where more is said of it than name and limit.
-    """
+    """The training images of a folder in which `load_data` found no classes, within the limit; None if none."""
     path = Path(spec.name).expanduser()
-    elsewhere = {*REFUSED, *LOADERS, *EMBEDDED}
-    if spec != DataSpec(name=spec.name, limit=spec.limit) or spec.name in elsewhere or not path.is_dir():
+    if not path.is_dir():
         return None
     from monoeval.data.folders import unlabelled_images
 
@@ -358,7 +355,9 @@ def _class_names(name: str, train: Source, test: Source | None) -> tuple[str, ..
     tested = present if test is None else {test.names[i] for i in np.unique(test.labels)}
     names = tuple(n for n in train.names if n in present)
     if len(names) < 2:
-        raise UsageError(f"{name} has one class ({names[0]}): at least two are needed, a folder or a label each.")
+        raise NoClassesError(
+            f"{name} has one class ({names[0]}): at least two are needed, a folder or a label each."
+        )
     strangers = sorted(tested - present)
     if strangers:
         raise UsageError(

@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monoeval.data.images import Image, Ints, RowsOf
+from monoeval.errors import UsageError
+
+
+class NoClassesError(UsageError):
+    """Images that are not told apart by classes."""
 
 
 @dataclass(frozen=True)

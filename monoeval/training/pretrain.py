@@ -19,7 +19,7 @@ from monoeval import bundles, progress
 from monoeval.backbones.spec import PretrainSpec
 from monoeval.data.images import ImageSet
 from monoeval.errors import MonoevalError, UsageError, enough_memory, smaller_batch
-from monoeval.files import locked
+from monoeval.files import CannotWriteError, locked
 from monoeval.hardware import has_bfloat16
 from monoeval.keys import draw_seed
 from monoeval.training import networks, resume
@@ -34,7 +34,7 @@ from monoeval.training.watch import Watch
 FEW_ALIVE = 0.05
 NO_GAIN = 0.01
 """Nats below the loss of features that are all alike."""
-SECONDS_BETWEEN_CHECKPOINTS = 120.0
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
 SETTLED_ON = 1024
 """Images, of two views each, that statistics of batch norm are taken anew from after a short training."""
 STEPS_UNSEEN = 50
@@ -235,7 +235,7 @@ class _Training:
                 due = self.processes.rank == 0 and self.epoch < self.spec.epochs
                 if due and time.monotonic() - saved >= checkpoint_seconds:
                     self._check_weights(checkpoint)
-                    resume.save(checkpoint, self._state(), environment)
+                    self._keep(checkpoint, environment)
                     saved = time.monotonic()
             if is_short(self.spec, len(self.images)):
                 self._settle()
@@ -249,11 +249,14 @@ class _Training:
                 100 * alive, self.spec.objective, self.seed,
             )  # fmt: skip
         elif self.losses and self.losses[-1] > self._alike() - NO_GAIN:
+            easy = {"optimiser": "adamw", "augmentation": "gentle"}
+            easier = [
+                f", choose {name}={value}" for name, value in easy.items() if getattr(self.spec, name) != value
+            ]
             log.warning(
                 "The loss ended at %.3f, and features that are alike for all images have %.3f (%s, seed %d): "
-                "nothing was learned, so lower learning_rate, choose optimiser=adamw or augmentation=gentle, or "
-                "train longer.",
-                self.losses[-1], self._alike(), self.spec.objective, self.seed,
+                "nothing was learned, so lower learning_rate%s, or train longer.",
+                self.losses[-1], self._alike(), self.spec.objective, self.seed, "".join(easier),
             )  # fmt: skip
         return {
             "mean": self.squares.mean,
@@ -267,6 +270,13 @@ class _Training:
             "images_per_second": self.steps * self.batch / self.seconds if self.seconds else None,
             "timm": version("timm"),
         }
+
+    def _keep(self, checkpoint: Path, environment: dict[str, str]) -> None:
+        """Write a checkpoint. A disk that refuses it does not end the training, which needs none."""
+        try:
+            resume.save(checkpoint, self._state(), environment)
+        except CannotWriteError as error:
+            log.warning("%s The training goes on without a checkpoint of now.", error)
 
     def _say(self, watching: Watch) -> None:
         """Log how it goes. Nothing that fails here ends the training, which needs none of it."""

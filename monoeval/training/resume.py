@@ -1,5 +1,6 @@
 """A pretraining that is not finished: what it takes to go on as if it had never stopped."""
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def save(path: Path, state: dict[str, Any], environment: dict[str, str]) -> None:
-    """Write tensors, numbers, and lists and mappings of these; the bits depend on `environment` too."""
+    """Write tensors, numbers, and lists and mappings of these; the bits depend on `environment` too.
+
+    Raises CannotWriteError where the disk is full or cannot be written.
+    """
+    written = io.BytesIO()  # to a file torch.save raises its own errors, which do not tell of a full disk
+    torch.save({"state": state, "environment": environment}, written)
     with atomic(path) as temporary:
-        torch.save({"state": state, "environment": environment}, temporary)
+        temporary.write_bytes(written.getbuffer())
 
 
 def load(path: Path, environment: dict[str, str]) -> dict[str, Any] | None:

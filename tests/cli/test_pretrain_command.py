@@ -1,15 +1,19 @@
 """What `monoeval pretrain` takes, refuses and finds again."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from monoeval.backbones.resolve import resolve
+from monoeval.backbones.spec import BackboneSpec
 from monoeval.cli.main import app
 from monoeval.errors import MonoevalError, UsageError
 
@@ -33,7 +37,8 @@ def pretrain(*arguments: str) -> str:
     [
         (("--objective", "simcrl"), "no objective named 'simcrl': did you mean 'simclr'"),
         (("--model", "resnet81"), "no network named 'resnet81' to pretrain: did you mean 'resnet18'"),
-        (("--batch-size", "1"), "batch of one image has nothing to tell it from: give --batch-size 2"),
+        (("--batch-size", "1"), "less than two images has nothing to tell apart: give --batch-size 2"),
+        (("--epochs", "2", "--params", "epochs=3"), "epochs is given twice: leave it out of --params"),
         (("--paper",), "--paper is for the networks of timm"),
         (("--params", "width"), "NAME=VALUE"),
         (("--params", "widht=3"), "no setting named 'widht': did you mean 'width'"),
@@ -115,8 +120,7 @@ def test_images_without_classes_are_trained_on_but_not_by_what_reads_labels(tmp_
     for split, n in (("train", 20), ("test", 3)):
         (tmp_path / "photos" / split).mkdir(parents=True)
         for place in range(n):
-            pixels = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / split / f"{place}.png")
+            (tmp_path / "photos" / split / f"{place}.png").write_bytes(noise(place))
     asked = ("--data", str(tmp_path / "photos"), "--epochs", "1", *TINY[2:])
     said = pretrain(*asked, "--objective", "ncl", "--out", str(tmp_path / "made"), "--params", "rectifier=relu")
     about = json.loads((tmp_path / "made" / "backbone.json").read_text())
@@ -124,3 +128,48 @@ def test_images_without_classes_are_trained_on_but_not_by_what_reads_labels(tmp_
     assert "--data FOLDER" in said
     with pytest.raises(UsageError, match="no classes in them"):
         pretrain(*asked, "--objective", "supcon")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("monoeval.training.pretrain.pretrain", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(MonoevalError, match=r"Could not write .*file/made .*: choose another folder with --out"):
+        pretrain(*TINY, "--out", str(tmp_path / "file" / "made"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"--out \. has no name of its own"):
+        pretrain(*TINY, "--out", ".")
+
+
+def test_what_is_left_out_and_how_the_folder_is_named_is_said(tmp_path, monkeypatch, caplog):
+    for name in ("cat/1", "cat/2", "cat/3", "cat/4", "dog/5", "dog/6", "dog/7", "dog/8", "loose"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), ord(name[-1]), 0)).save(tmp_path / "photos" / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("WARNING", "monoeval"):
+        said = pretrain(
+            "--data", "photos", "--epochs", "1", "--image-size", "8", "--device", "cpu", "--out", "resnet18"
+        )
+    assert "1 images in photos lie in no class folder" in caplog.text
+    about = json.loads(Path("resnet18/backbone.json").read_text())
+    assert f"{about['data']['rows']} of photos ({8 - about['data']['rows']} others" in said
+    assert "--model ./resnet18 " in said
+    with pytest.raises(UsageError, match=r"write ./resnet18 for the folder, or resnet18\.tv_in1k for the model"):
+        resolve(BackboneSpec(model="resnet18"))
+    assert resolve(BackboneSpec(model="./resnet18")).kind == "folder"
+
+
+def test_a_figure_beside_a_table_is_no_image_to_train_on(tmp_path):
+    table = {"image": [{"bytes": png, "path": None} for png in map(noise, range(20))], "label": [0, 1] * 10}
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(table).to_parquet(tmp_path / "set" / f"{split}-0.parquet")
+    (tmp_path / "set" / "figure.png").write_bytes(noise(99))
+    pretrain("--data", str(tmp_path / "set"), "--epochs", "1", *TINY[2:], "--out", str(tmp_path / "made"))
+    assert json.loads((tmp_path / "made" / "backbone.json").read_text())["data"]["rows"] == 20
+
+
+def noise(seed: int) -> bytes:
+    """A picture as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()

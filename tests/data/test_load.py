@@ -19,6 +19,7 @@ from PIL import Image
 from monoeval.data import hub, load
 from monoeval.data.images import DataSpec
 from monoeval.data.load import DATASETS, load_data, unlabelled
+from monoeval.data.source import NoClassesError
 from monoeval.errors import MonoevalError, UsageError
 
 
@@ -305,6 +306,9 @@ def test_a_folder_without_classes_is_of_one_and_its_test_images_are_no_training_
     assert found("two") is found("few") is None
     assert len(found("one", limit=1)) == 1
     assert unlabelled(DataSpec(name="digits")) is None
+    for name in ("flat", "splits", "one"):
+        with pytest.raises(NoClassesError):
+            load_data(DataSpec(name=str(tmp_path / name)))
     images = unlabelled(DataSpec(name=str(tmp_path / "one")))
     assert (images.class_names, images.labels.tolist()) == (("one",), [0, 0])
     np.testing.assert_array_equal(images.read(1), np.ones((4, 4, 3)))

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,21 @@ def test_a_checkpoint_of_another_machine_goes_on_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "monoeval"):
         assert resume.load(tmp_path / "x", {"torch": "1.0", "device": "cpu"}) == {"epoch": 3}
     assert "device cpu and not cuda" in caplog.text
+
+
+def test_a_disk_without_room_for_a_checkpoint_does_not_end_the_training(monkeypatch, caplog):
+    spec, images = PretrainSpec(objective="simclr", **TINY), squares()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "monoeval"):
+        patched.setattr(Path, "write_bytes", full)
+        folder = pretrain(spec, images, seed=0, device=CPU, checkpoint_seconds=0)
+    assert "(No space left on device): free some room" in caplog.text
+    assert "goes on without a checkpoint" in caplog.text
+    assert bundles.describe(folder, STEM)["final_loss"] > 0
+    assert not resume.checkpoint_of(folder).exists()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(monkeypatch):
@@ -375,7 +391,14 @@ def test_settings_that_came_later_left_the_keys_of_the_first_networks_as_they_we
 
 @pytest.mark.parametrize("network", ["tiny", "resnet18"])
 def test_every_setting_is_in_the_key(network):
-    other = {"objective": "ncl", "network": "resnet34", "optimiser": "sgd", "stem": "plain", "precision": "bf16"}
+    other = {
+        "objective": "ncl",
+        "network": "resnet34",
+        "optimiser": "sgd",
+        "stem": "plain",
+        "precision": "bf16",
+        "rectifier": "relu",
+    }
     spec = PretrainSpec(objective="simclr", network=network)
     found = {pretrained_key(spec, "a", 60000, 0)}
     for name, value in spec.model_dump().items():
