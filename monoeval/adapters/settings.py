@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from monoeval.errors import UsageError
 from monoeval.spec import Spec
 
 Count = Annotated[int, Field(ge=1)]
@@ -50,8 +51,13 @@ class SizeSettings(Spec):
     width_factor: Positive = 8.0
 
     def latents(self, features: int) -> int:
-        """The width of the dictionary on so many features."""
-        return self.width or max(1, round(self.width_factor * features))
+        """The width of the dictionary on so many features; raises UsageError where that is none."""
+        width = self.width or round(self.width_factor * features)
+        if width < 1:
+            raise UsageError(
+                f"width_factor {self.width_factor:g} of {features} features is not one latent: give a larger one."
+            )
+        return width
 
     @model_validator(mode="after")
     def _one_width(self) -> Self:

@@ -24,7 +24,7 @@ from monoeval.scenarios.subpopulation import Subpopulation
 from monoeval.scenarios.trial import SelectOn
 from monoeval.spec import Spec
 from monoeval.suite.recipe import Arm, Recipe, TextArms, expand
-from monoeval.suite.recipe_files import parse
+from monoeval.suite.recipe_files import COMMAND, parse
 
 log = logging.getLogger("monoeval")
 
@@ -66,7 +66,7 @@ def finetuning(
             {"name": "few-shot", "shots": [4, 8, 16], "repeats": 2},
         ],
     }
-    return parse(fields, "the command", None)
+    return parse(fields, COMMAND, None)
 
 
 def changed(
@@ -128,7 +128,7 @@ def changed(
         fields["reference"] = BackboneSpec(model=reference)
     if zero_shot:
         fields["zero_shot"] = recipe.zero_shot or TextArms()
-    return parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, "the command", None)
+    return parse({**_fields(recipe), **{k: _plain(v) for k, v in fields.items()}}, COMMAND, None)
 
 
 def _limited(own: DataSpec, data: DataSpec, limit: int | None) -> DataSpec:

@@ -175,7 +175,7 @@ class Recipe(Spec):
             raise ValueError("give either models (with methods) or arms (with backbones)")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
-            raise ValueError("two arms have the same name")
+            raise ValueError("two arms have the same name: name each model and method once")
         for arm in self.arms:
             if arm.backbone not in self.backbones:
                 raise ValueError(str(unknown("backbone", arm.backbone, self.backbones)))

@@ -70,6 +70,10 @@ def load_recipe(source: "str | Path | dict[str, Any] | Recipe") -> Recipe:
     return parse({"name": path.stem, **fields}, str(path), node)
 
 
+COMMAND = "the command"
+"""The source of fields that a command line made."""
+
+
 def parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe:
     try:
         return Recipe.model_validate(fields)
@@ -80,7 +84,7 @@ def parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe
         line = _line(node, (*loc, field))
         where = f"{source}, line {line}" if line else source
         path = [part for part in loc if part not in ("", "crossed")]
-        if line:  # which says where: the last key, and the place in its list, say the rest
+        if line or source == COMMAND:  # where it is, is said or known: the last key and place in a list do
             path = path[max((i for i, part in enumerate(path) if isinstance(part, str)), default=0) :]
         shown = ".".join(map(str, path)) or "recipe"
         if error["type"] == "extra_forbidden":

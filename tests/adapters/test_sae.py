@@ -276,6 +276,8 @@ def test_size_follows_the_features_unless_given(feature_set):
     assert (default.width, default.k) == (80, 20)
     wide = make("random-topk", width=500).fit(TrainingRows(features, None, CPU), seed=0)
     assert (wide.width, wide.k) == (500, 32)
+    with pytest.raises(UsageError, match=r"width_factor 0.01 of .* features is not one latent: give a larger one"):
+        make("random-topk", width_factor=0.01).fit(TrainingRows(features, None, CPU), seed=0)
     narrow = make("random-topk", width_factor=0.2, k=2).fit(TrainingRows(features, None, CPU), seed=0)
     assert (narrow.width, narrow.k) == (2, 2)
 

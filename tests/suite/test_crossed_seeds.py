@@ -94,8 +94,8 @@ def test_the_number_of_seeds_of_a_crossed_recipe_can_be_replaced() -> None:
     ("fields", "sentence"),
     [
         ({"seeds": {"backbone": 2}}, "line 2: there is no key 'backbone': did you mean 'backbones'?"),
-        ({"seeds": {"draws": 0}}, "line 2: seeds.draws: input should be greater than or equal to 1."),
-        ({"seeds": {"draws": "two"}}, "line 2: seeds.draws: input should be a valid integer"),
+        ({"seeds": {"draws": 0}}, "line 2: draws: input should be greater than or equal to 1."),
+        ({"seeds": {"draws": "two"}}, "line 2: draws: input should be a valid integer"),
         ({"seeds": {}}, "seeds: give two or more of backbones, adapters or draws, or write seeds: 1."),
         (
             {"seeds": {"adapters": 1}},
