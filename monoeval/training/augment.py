@@ -28,17 +28,26 @@ class Augmentation:
     """Brightness and contrast are multiplied by 1 ± jitter."""
     flip: bool = False
 
-    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL, *, views: int = 1) -> Tensor:
         """uint8 [B, 3, S, S] to float32 in [0, 1], of the same shape or of some `rows` of the batch alone.
 
-        All draws come from `generator`, a CPU one, so that they are the same whatever the device; and they are
-        those of the whole batch.
+        Several `views` of all these images follow each other, [views·b, 3, S, S], made at once: an accelerator
+        waits for every operation to be asked for. All draws come from `generator`, a CPU one, so that they are the
+        same whatever the device; and they are those of the whole batch, one view after the other.
         """
-        drawn, images = len(images), images[rows]
-        count = len(images)
+        drawn = [self._drawn(len(images), generator, rows) for _ in range(views)]
+        affine, brightness, contrast = moved(images.device, *map(torch.cat, zip(*drawn, strict=True)))
+        pixels = repeated(images[rows], views)
+        grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+        made = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+        grey = made.mean(dim=(1, 2, 3), keepdim=True)
+        return ((made - grey) * contrast + grey).mul_(brightness).clamp_(0, 1)
+
+    def _drawn(self, count: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one view of `count` images, for the `rows` alone: a map [b, 2, 3] and two factors [b, 1, 1, 1]."""
 
         def uniform(low: float, high: float) -> Tensor:
-            return torch.empty(drawn).uniform_(low, high, generator=generator)[rows]
+            return torch.empty(count).uniform_(low, high, generator=generator)[rows]
 
         side = uniform(self.crop, 1.0).sqrt()
         aspect = uniform(-math.log(4 / 3), math.log(4 / 3)).exp().sqrt()
@@ -48,17 +57,9 @@ class Augmentation:
         if self.flip:
             wide = wide * (uniform(0, 1) < 0.5).float().mul(2).sub(1)
         sine, cosine = angle.sin(), angle.cos()
-        affine = torch.stack(
-            [wide * cosine, -high * sine, sideways, wide * sine, high * cosine, down], dim=1
-        ).view(count, 2, 3)
-        drawn_factors = (uniform(1 - self.jitter, 1 + self.jitter).view(-1, 1, 1, 1) for _ in range(2))
-        affine, brightness, contrast = moved(images.device, affine, *drawn_factors)
-
-        pixels = images.float().div_(255)
-        grid = F.affine_grid(affine, list(pixels.shape), align_corners=False)
-        views = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-        grey = views.mean(dim=(1, 2, 3), keepdim=True)
-        return ((views - grey) * contrast + grey).mul_(brightness).clamp_(0, 1)
+        affine = torch.stack([wide * cosine, -high * sine, sideways, wide * sine, high * cosine, down], dim=1)
+        brightness, contrast = (uniform(1 - self.jitter, 1 + self.jitter).view(-1, 1, 1, 1) for _ in range(2))
+        return affine.view(-1, 2, 3), brightness, contrast
 
 
 @dataclass(frozen=True)
@@ -83,46 +84,60 @@ class SimCLRAugmentation:
     deviations: tuple[float, float] = (0.1, 2.0)
     """Of the blur, in pixels."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: slice = ALL, *, views: int = 1) -> Tensor:
         """uint8 [B, 3, S, S] to float32 in [0, 1], as `Augmentation` does; `generator` is one of the CPU."""
-        drawn, images = len(images), images[rows]
         device, side = images.device, images.shape[-1]
-
-        def uniform(low: float, high: float, *more: int) -> Tensor:
-            return torch.empty(drawn, *more).uniform_(low, high, generator=generator)[rows]
+        drawn = [self._drawn(len(images), side, generator, rows) for _ in range(views)]
+        *box, mirrored, factors, order, greyed, deviations, blurred = map(torch.cat, zip(*drawn, strict=True))
 
         def where(chosen: Tensor) -> Tensor:
             return chosen.nonzero()[:, 0]
 
-        top, left, high, wide = random_boxes(side, self.crop, uniform)
-        mirrored = uniform(0, 1) < (0.5 if self.flip else 0.0)
-        factors = torch.stack([*(uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3)), uniform(-1, 1)])
-        factors[3] *= self.hue
-        order = uniform(0, 1, 4).argsort(dim=1)
-        order[uniform(0, 1) >= self.jittered] = -1
-        greyed = where(uniform(0, 1) < self.grey)
-        deviations = uniform(*self.deviations)
-        blurred = where(uniform(0, 1) < self.blurred)
-
         factors, deviations = moved(device, factors, deviations)
         top, left, high, wide, across, greyed, blurred, *changed = moved(
-            device, top, left, high, wide, mirrored.long(), greyed, blurred,
+            device, *box, mirrored.long(), where(greyed), where(blurred),
             *(where(order[:, turn] == change) for turn in range(4) for change in range(len(CHANGES))),
         )  # fmt: skip
         crops = (
             crop_matrix(side, top, high, torch.zeros_like(across, dtype=torch.bool)),
             crop_matrix(side, left, wide, across.bool()),
         )
-        views = colours.resampled(images.float().div_(255), *crops).clamp_(0, 1).contiguous()
+        made = colours.resampled(repeated(images[rows], views), *crops).clamp_(0, 1).contiguous()
         for place, chosen in enumerate(changed):
             change = place % len(CHANGES)
-            views[chosen] = CHANGES[change](views[chosen], factors[change, chosen])
-        views[greyed] = colours.grey(views[greyed])
-        views[blurred] = colours.blurred(views[blurred], deviations[blurred])
-        return views
+            made[chosen] = CHANGES[change](made[chosen], factors[chosen, change])
+        made[greyed] = colours.grey(made[greyed])
+        made[blurred] = colours.blurred(made[blurred], deviations[blurred])
+        return made
+
+    def _drawn(self, count: int, side: int, generator: torch.Generator, rows: slice) -> tuple[Tensor, ...]:
+        """Of one view of `count` images of `side` pixels, for the `rows` alone.
+
+        Top, left, height and width of the box, whether it is mirrored, the factor of each change [b, 4] and their
+        order [b, 4] (−1: none), whether it becomes grey, the deviation of the blur and whether there is one.
+        """
+
+        def uniform(low: float, high: float, *more: int) -> Tensor:
+            return torch.empty(count, *more).uniform_(low, high, generator=generator)[rows]
+
+        box = random_boxes(side, self.crop, uniform)
+        mirrored = uniform(0, 1) < (0.5 if self.flip else 0.0)
+        strengths = [*(uniform(1 - self.jitter, 1 + self.jitter) for _ in range(3)), uniform(-1, 1) * self.hue]
+        order = uniform(0, 1, 4).argsort(dim=1)
+        order[uniform(0, 1) >= self.jittered] = -1
+        greyed = uniform(0, 1) < self.grey
+        deviations = uniform(*self.deviations)
+        blurred = uniform(0, 1) < self.blurred
+        return *box, mirrored, torch.stack(strengths, dim=1), order, greyed, deviations, blurred
 
 
 CHANGES = (colours.brighter, colours.more_contrast, colours.more_saturated, colours.turned_hue)
+
+
+def repeated(images: Tensor, views: int) -> Tensor:
+    """Images uint8 [b, 3, S, S] as float32 in [0, 1], all of them `views` times: [views·b, 3, S, S]."""
+    pixels = images.float().div_(255)
+    return pixels if views == 1 else pixels.repeat(views, 1, 1, 1)
 
 
 def moved(device: torch.device, *drawn: Tensor) -> list[Tensor]:

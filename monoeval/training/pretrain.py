@@ -331,8 +331,7 @@ class _Training:
     def _projected(self, seen: Tensor) -> Tensor:
         """What the projector gives for two new views each [2b, width] of this process's share of `seen`."""
         mine = self.processes.share(len(seen))
-        views = [self.augment(seen, self.views, mine) for _ in range(2)]
-        pair = self._normal(torch.cat(views))
+        pair = self._normal(self.augment(seen, self.views, mine, views=2))
         with self._autocast():
             return self.network.project(pair.contiguous(memory_format=torch.channels_last))
 

@@ -119,9 +119,12 @@ def test_views_are_to_the_bit_those_that_are_drawn_and_made_in_turn(flip):
         (Augmentation(flip=flip), gentle_in_turn),
         (SimCLRAugmentation(flip=flip), simclr_in_turn),
     ):
-        ours, theirs = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
+        ours, theirs, at_once = (torch.Generator().manual_seed(7) for _ in range(3))
+        made = []
         for _ in range(2):
-            assert torch.equal(augment(images(), ours), in_turn(augment, images(), theirs))
+            made.append(augment(images(), ours))
+            assert torch.equal(made[-1], in_turn(augment, images(), theirs))
+        assert torch.equal(augment(images(), at_once, views=2), torch.cat(made))
 
 
 class Copies(TorchDispatchMode):
