@@ -24,7 +24,7 @@ def timm_names() -> frozenset[str]:
     text = "\n".join(path.read_text(encoding="utf-8") for path in (package("timm") / "models").glob("*.py"))
     replaced = re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL)
     deprecated = re.findall(r"^\s+['\"](\w+)['\"] ?: ", "\n".join(replaced), re.MULTILINE)
-    return frozenset(re.findall(r"^def ([a-z]\w+)\(pretrained", text, re.MULTILINE)) | frozenset(deprecated)
+    return frozenset(re.findall(r"^def ([a-z]\w+)\(\s*pretrained\b", text, re.MULTILINE)) | frozenset(deprecated)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe
         path = [part for part in loc if part not in ("", "crossed")]
         if line or source == COMMAND:  # where it is, is said or known: the last key and place in a list do
             path = path[max((i for i, part in enumerate(path) if isinstance(part, str)), default=0) :]
-        shown = ".".join(map(str, path)) or "recipe"
+        shown = f"{'.'.join(map(str, path))}: " if path else ""  # else it is of the recipe as a whole
         if error["type"] == "extra_forbidden":
             fields_here = _fields_at(Recipe, loc[:-1])
             near = nearest(str(loc[-1]), fields_here)
@@ -109,7 +109,7 @@ def parse(fields: dict[str, Any], source: str, node: yaml.Node | None) -> Recipe
             .replace(" after validation", "")
             .replace(" or object to extract fields from", "")
         )
-        raise UsageError(f"{where}: {shown}: {message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
+        raise UsageError(f"{where}: {shown}{message[:1].lower()}{message[1:].rstrip('.')}.") from invalid
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
