@@ -34,7 +34,7 @@ class LARS:
         clip: bool = False,
         layers: int = 0,
     ) -> None:
-        self.parameters = parameters
+        self.parameters = list(parameters)
         self.velocities = [torch.zeros_like(parameter) for parameter in parameters]
         self.trust, self.momentum, self.weight_decay = trust, momentum, weight_decay
         self.clip, self.layers = clip, layers
@@ -42,28 +42,41 @@ class LARS:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rate: float) -> None:
         """One step along `gradients`, one a parameter and shaped like it."""
-        for parameter, velocity, gradient in zip(self.parameters, self.velocities, gradients, strict=True):
-            velocity.mul_(self.momentum)
-            if parameter.ndim - self.layers > 1:
-                scale, decay = self._scales(parameter, gradient, rate)
-                velocity.addcmul_(gradient, scale).addcmul_(parameter, decay)
-            else:
-                velocity.add_(gradient)
-            parameter.sub_(velocity, alpha=rate)
+        torch._foreach_mul_(self.velocities, self.momentum)
+        each = list(zip(self.parameters, self.velocities, gradients, strict=True))
+        vectors = [(v, g) for w, v, g in each if w.ndim - self.layers <= 1]
+        if vectors:
+            torch._foreach_add_(*map(list, zip(*vectors, strict=True)))
+        matrices = [parts for parts in each if parts[0].ndim - self.layers > 1]
+        scales = self._scales([w for w, _, _ in matrices], [g for _, _, g in matrices], rate)
+        for (w, v, g), (scale, decay) in zip(matrices, scales, strict=True):
+            v.addcmul_(g, scale).addcmul_(w, decay)
+        torch._foreach_sub_(self.parameters, self.velocities, alpha=rate)
 
-    def _scales(self, parameter: Tensor, gradient: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """λ and λβ of each layer, shaped to multiply its weights."""
-        own = tuple(range(self.layers, parameter.ndim))
-        if self.trust is None:
-            one = parameter.new_ones(())
-            return one, one * self.weight_decay
-        weight_norm = torch.linalg.vector_norm(parameter, dim=own, keepdim=True)
-        gradient_norm = torch.linalg.vector_norm(gradient, dim=own, keepdim=True)
+    def _scales(
+        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], rate: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """λ and λβ of the layers of each parameter, shaped to multiply it; all are worked out at once."""
+        if self.trust is None or not weights:
+            one = self.velocities[0].new_ones(())
+            return [(one, one * self.weight_decay)] * len(weights)
+        weight_norms, gradient_norms = map(self._norms, (weights, gradients))
+        weight_norm, gradient_norm = (
+            torch.cat([n.flatten() for n in ns]) for ns in (weight_norms, gradient_norms)
+        )
         scale = self.trust * weight_norm / (gradient_norm + self.weight_decay * weight_norm)
         if self.clip:
             scale = (scale / rate).clamp(max=1)
         zero = (weight_norm == 0) | (gradient_norm == 0)
-        return scale.masked_fill(zero, 1), (scale * self.weight_decay).masked_fill(zero, 0)
+        both = scale.masked_fill(zero, 1), (scale * self.weight_decay).masked_fill(zero, 0)
+        sizes = [norm.numel() for norm in weight_norms]
+        parts = zip(*(torch.split(of, sizes) for of in both), weight_norms, strict=True)
+        return [(scale.view_as(norm), decay.view_as(norm)) for scale, decay, norm in parts]
+
+    def _norms(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Of each layer of each tensor, with the dimensions of the tensor."""
+        own = [tuple(range(self.layers, tensor.ndim)) for tensor in tensors]
+        return [torch.linalg.vector_norm(t, dim=dim, keepdim=True) for t, dim in zip(tensors, own, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"velocities": list(self.velocities)}
