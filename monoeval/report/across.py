@@ -113,8 +113,10 @@ class _Together(Scores):
         # of a crossed run beside one that is not, the units whose seeds are all one number are in both
         self.units = tuple(sorted({u for run in runs for u in run.units if run.crossed == self.crossed}))
         title = " against ".join((" and ".join(names[1:]), names[0]))
+        judges = [run.recipe.get("reference") for run in runs]
+        judge = judges[0] if all(other == judges[0] for other in judges) else None
         # what the first recipe named as its family is no comparison between runs
-        self.recipe = {**first.recipe, "name": title, "note": None, "family": []}
+        self.recipe = {**first.recipe, "name": title, "note": None, "family": [], "reference": judge}
         self._of = defaultdict(list)
         for row in self.used:
             self._of[row.arm, point_of(row)].append(row)

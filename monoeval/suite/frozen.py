@@ -225,7 +225,11 @@ def _embedded(group: Group, device: str) -> FeatureSet | None:
 @lru_cache(maxsize=4)
 def _references(spec_json: str, data_json: str, device: str) -> FeatureSet | None:
     spec, data = BackboneSpec.model_validate_json(spec_json), DataSpec.model_validate_json(data_json)
-    embeddings = extract(load_backbone(spec, device=device), key(identity(spec)), load(data).test, [None])[0]
+    try:
+        embeddings = extract(load_backbone(spec, device=device), key(identity(spec)), load(data).test, [None])[0]
+    except MonoevalError as error:
+        _say_no_reference(f"{spec.model} cannot judge ({str(error).rstrip('.')})")
+        return None
     alike = int((embeddings.load() == 0).all(dim=1).sum())
     if alike:
         _say_no_reference(f"{spec.model} embeds {alike:,} of {embeddings.n:,} test images as zeros")

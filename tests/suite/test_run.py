@@ -423,14 +423,17 @@ def test_a_reference_model_judges_how_alike_images_of_a_latent_are(tmp_path: Pat
 
 def test_a_reference_that_cannot_judge_takes_no_other_measure_with_it(tmp_path: Path, caplog: Any) -> None:
     few = {**RECIPE, "seeds": 1, "scenarios": ["clean"]}
-    (tmp_path / "zeros.py").write_text("from torch import nn\ndef zeros():\n    return nn.Sequential(Zeros())\n"
-        "class Zeros(nn.Module):\n    def forward(self, x):\n        return 0 * x.mean((2, 3))\n")  # fmt: skip
-    zeros = {"model": f"{tmp_path}/zeros.py:zeros", "image_size": 32}
+    (tmp_path / "bad.py").write_text(
+        "from torch import nn\nclass Times(nn.Module):\n"
+        "    def __init__(self, factor):\n        super().__init__()\n        self.factor = factor\n    def forward(self, x):\n        return self.factor * x.mean((2, 3))\n"
+        "def zeros():\n    return Times(0.0)\ndef nans():\n    return Times(float('nan'))\n"
+    )
+    zeros, nans = ({"model": f"{tmp_path}/bad.py:{name}", "image_size": 32} for name in ("zeros", "nans"))
     plain = run(load_recipe(few), out=tmp_path)
     (pretrained,) = (tmp_path / "cache" / "pretrained").glob("*/backbone.json")
     itself = {"model": str(pretrained.parent)}
-    said = ("as zeros", "is CL itself, as it was pretrained")
-    for judge, why in zip((zeros, itself), said, strict=True):
+    said = ("as zeros", "not finite", "is CL itself, as it was pretrained")
+    for judge, why in zip((zeros, nans, itself), said, strict=True):
         with caplog.at_level(logging.WARNING, "monoeval"):
             rows = run(load_recipe({**few, "reference": judge}), out=tmp_path).rows
         assert why in caplog.text
