@@ -94,8 +94,10 @@ def named_settings(
             raise UsageError(f"--params is written as NAME=VALUE, for example {example}, and not {param!r}.")
         if name not in settings:
             raise unknown("setting", name, settings, f"The settings are {', '.join(settings)}.")
-        if name in given_by_option:
-            raise UsageError(f"{name} is given twice: leave it out of --params, or leave out its option.")
+        if name in given_by_option or name in given:
+            raise UsageError(
+                f"{name} is given twice, in --params and as an option or in there again: give it once."
+            )
         given[name] = value
     return given
 

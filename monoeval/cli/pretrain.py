@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,7 +172,7 @@ def _partial(out: Path) -> Path:
 
 
 def _try(out: Path) -> None:
-    """Raise before a training, and not after it, what the copy to `out` would raise."""
+    """Raise before a training, and not after it, where no folder can be written at `out`."""
     from monoeval.errors import UsageError
     from monoeval.files import cannot_write
 
@@ -179,9 +180,11 @@ def _try(out: Path) -> None:
         raise UsageError(
             f"--out {out} has no name of its own: give the backbone's folder one, e.g. --out ./backbone."
         )
+    if out.is_symlink():
+        raise UsageError(f"--out {out} is a link: name the folder itself.")
     try:
-        _partial(out).mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(_partial(out))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(dir=out.parent)).rmdir()
     except OSError as error:
         raise cannot_write(out, error) from error
 

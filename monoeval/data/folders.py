@@ -50,9 +50,10 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
     # A split folder without class folders (unlabelled test images) is of no use here.
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS and _folders(root / name)]
     if not asked and _no_classes(root, inside):
+        named = [name for name in inside if name.lower() in SPLIT_FOLDERS]
         raise NoClassesError(
-            f"{root} has splits ({', '.join(inside)}) and no classes in them: put each class's images in a folder "
-            f"of their own ({root / inside[0]}/cat/1.jpg)."
+            f"{root} has splits ({', '.join(named)}) and no classes to train on: put each class's images in a folder "
+            f"of their own ({root / named[-1]}/cat/1.jpg)."
         )
     if asked:
         splits = inside
@@ -69,24 +70,26 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
 
 
 def _no_classes(root: Path, inside: list[str]) -> bool:
-    """Whether all folders are splits, or there are none, and no class folder is in them."""
-    return all(name.lower() in SPLIT_FOLDERS and not _folders(root / name) for name in inside)
+    """Whether all folders are splits without class folders, or the training split is, and there are others."""
+    named = [name for name in inside if name.lower() in SPLIT_FOLDERS]
+    flat = [name for name in named if not _folders(root / name)]
+    return flat == inside or (len(named) > 1 and any(name.lower() in SPLIT_FOLDERS[:2] for name in flat))
 
 
-def unlabelled_images(root: Path) -> Source | None:
-    """The images of a folder without classes, as if of one: of its split `train` where it has one, else all.
+def unlabelled_images(root: Path, split: str | None) -> Source | None:
+    """The images of a folder without classes, as if of one: of `split`, of `train` where it has that, else all.
 
     None where there are two class folders or more, or no images.
     """
     inside = _folders(root)
-    train = next((name for name in inside if name.lower() in SPLIT_FOLDERS[:2]), "")
+    train = split or next((name for name in inside if name.lower() in SPLIT_FOLDERS[:2]), "")
     classes = _folders(root / train) if train else [name for name in inside if name.lower() not in SPLIT_FOLDERS]
     if len(classes) > 1:
         return None
     here = sorted(entry.name for entry in os.scandir(root / train) if _is_image(entry.name))
     names = [str(Path(train) / name) for name in here]
     names += [name for only in classes for name in _images(root, root / train / only)]
-    return _source(root, names, [0] * len(names), [root.name]) if names else None
+    return _source(root, names, [0] * len(names), ["any"]) if names else None
 
 
 def _domains(root: Path, inside: list[str]) -> list[str]:
@@ -119,9 +122,6 @@ def _folders(root: Path) -> list[str]:
 def class_folders(root: Path, split: str = "") -> Source:
     """The images under `root`/`split`, one folder a class; raises UsageError where there is none."""
     folder = root / split
-    loose = sum(_is_image(entry.name) for entry in os.scandir(folder))
-    if loose:
-        log.warning("%d images in %s lie in no class folder and are left out.", loose, folder)
     names: list[str] = []
     labels: list[int] = []
     classes: list[str] = []
@@ -134,9 +134,12 @@ def class_folders(root: Path, split: str = "") -> Source:
         classes.append(name)
         names += images
     if not names:
-        raise UsageError(
+        raise NoClassesError(
             f"{folder} has no images in class folders ({', '.join(s[1:] for s in SUFFIXES)}): check the path."
         )
+    loose = sum(_is_image(entry.name) for entry in os.scandir(folder))
+    if loose and len(classes) > 1:
+        log.warning("%d images in %s lie in no class folder and are left out.", loose, folder)
     return _source(root, names, labels, classes)
 
 

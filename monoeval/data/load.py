@@ -115,7 +115,7 @@ def unlabelled(spec: DataSpec) -> ImageSet | None:
         return None
     from monoeval.data.folders import unlabelled_images
 
-    source = unlabelled_images(path)
+    source = unlabelled_images(path, spec.train_split)
     if source is None:
         return None
     images = _image_set(path.resolve().name, source, source.names)

@@ -152,7 +152,8 @@ class Finetuner:
             self._train(kept, rate, seed)
         except MonoevalError:
             return math.inf
-        logits = self.logits(self.squares.take(torch.from_numpy(held.rows)))
+        batches = torch.split(torch.from_numpy(held.rows), SCORED_AT_ONCE)
+        logits = torch.cat([self.logits(self.squares.take(rows)) for rows in batches])
         loss = float(F.cross_entropy(logits.double(), torch.from_numpy(held.labels)))
         return loss if math.isfinite(loss) else math.inf
 

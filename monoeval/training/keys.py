@@ -49,7 +49,8 @@ def pretrained_key(spec: PretrainSpec, data_fingerprint: str, n: int, seed: int)
     decisive = {k: value for k, value in settings.items() if k not in LATER or value != fields[k].default}
     library = [] if spec.network == "tiny" else [version("timm")]
     settled = ["settled"] if is_short(spec, n) else []  # in format 1 it was not at first
-    return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library, *settled])
+    once = ["rectified once"] if spec.non_negative and spec.density else []  # for loss and density: at first twice
+    return key(["pretrained", FORMAT, decisive, data_fingerprint, seed, *library, *settled, *once])
 
 
 def pretrained_folder(spec: PretrainSpec, data_fingerprint: str, n: int, seed: int) -> Path:

@@ -38,7 +38,7 @@ def pretrain(*arguments: str) -> str:
         (("--objective", "simcrl"), "no objective named 'simcrl': did you mean 'simclr'"),
         (("--model", "resnet81"), "no network named 'resnet81' to pretrain: did you mean 'resnet18'"),
         (("--batch-size", "1"), "less than two images has nothing to tell apart: give --batch-size 2"),
-        (("--epochs", "2", "--params", "epochs=3"), "epochs is given twice: leave it out of --params"),
+        (("--epochs", "2", "--params", "epochs=3"), "epochs is given twice, in --params and as an option"),
         (("--paper",), "--paper is for the networks of timm"),
         (("--params", "width"), "NAME=VALUE"),
         (("--params", "widht=3"), "no setting named 'widht': did you mean 'width'"),
@@ -126,7 +126,7 @@ def test_images_without_classes_are_trained_on_but_not_by_what_reads_labels(tmp_
     about = json.loads((tmp_path / "made" / "backbone.json").read_text())
     assert (about["data"]["rows"], about["spec"]["rectifier"]) == (20, "relu")
     assert "--data FOLDER" in said
-    with pytest.raises(UsageError, match="no classes in them"):
+    with pytest.raises(UsageError, match="no classes to train on"):
         pretrain(*asked, "--objective", "supcon")
 
 

@@ -304,13 +304,22 @@ def test_a_folder_without_classes_is_of_one_and_its_test_images_are_no_training_
     assert found("splits") == ["train/2.png"]
     assert found("one") == ["5.png", "all/old/4.png"]
     assert found("two") is found("few") is None
+    assert found("splits", train_split="test") == ["test/3.png"]
     assert len(found("one", limit=1)) == 1
     assert unlabelled(DataSpec(name="digits")) is None
     for name in ("flat", "splits", "one"):
         with pytest.raises(NoClassesError):
             load_data(DataSpec(name=str(tmp_path / name)))
     images = unlabelled(DataSpec(name=str(tmp_path / "one")))
-    assert (images.class_names, images.labels.tolist()) == (("one",), [0, 0])
+    assert (images.class_names, images.labels.tolist()) == (("any",), [0, 0])
+    for more in ("splits/annotations/x.json", "splits/test/cat/9.png", "flat/meta/x.json"):
+        (tmp_path / more).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / more).write_bytes(png(2))
+        with pytest.raises(NoClassesError):
+            load_data(DataSpec(name=str(tmp_path / more.partition("/")[0])))
+    assert found("splits") == ["train/2.png"]
+    with pytest.raises(NoClassesError):
+        load_data(DataSpec(name=str(tmp_path / "splits"), train_split="train"))
     np.testing.assert_array_equal(images.read(1), np.ones((4, 4, 3)))
 
 
@@ -330,7 +339,9 @@ def test_missing_empty_and_wrong_folders(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "splits" / split).mkdir(parents=True)
         (tmp_path / "splits" / split / "1.png").write_bytes(png(1))
-    refused(tmp_path / "splits", r"has splits \(test, train\) and no classes in them: .*/splits/test/cat/1.jpg")
+    refused(
+        tmp_path / "splits", r"has splits \(test, train\) and no classes to train on: .*/splits/train/cat/1.jpg"
+    )
     refused(tmp_path / "flat/1.png", "is a file")
     (tmp_path / "text/cat").mkdir(parents=True)
     (tmp_path / "text/cat/a.txt").write_text("")

@@ -421,13 +421,28 @@ def test_a_reference_model_judges_how_alike_images_of_a_latent_are(tmp_path: Pat
         load_recipe({**few, "backbones": {"CL": judge}, "reference": {**judge, "layer": "layer1"}}).resolved()
 
 
+BAD_JUDGES = """
+from torch import nn
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x.mean((2, 3))
+
+def zeros():
+    return Times(0.0)
+
+def nans():
+    return Times(float("nan"))
+"""
+
+
 def test_a_reference_that_cannot_judge_takes_no_other_measure_with_it(tmp_path: Path, caplog: Any) -> None:
     few = {**RECIPE, "seeds": 1, "scenarios": ["clean"]}
-    (tmp_path / "bad.py").write_text(
-        "from torch import nn\nclass Times(nn.Module):\n"
-        "    def __init__(self, factor):\n        super().__init__()\n        self.factor = factor\n    def forward(self, x):\n        return self.factor * x.mean((2, 3))\n"
-        "def zeros():\n    return Times(0.0)\ndef nans():\n    return Times(float('nan'))\n"
-    )
+    (tmp_path / "bad.py").write_text(BAD_JUDGES)
     zeros, nans = ({"model": f"{tmp_path}/bad.py:{name}", "image_size": 32} for name in ("zeros", "nans"))
     plain = run(load_recipe(few), out=tmp_path)
     (pretrained,) = (tmp_path / "cache" / "pretrained").glob("*/backbone.json")
