@@ -52,8 +52,8 @@ def folder_splits(root: Path, spec: DataSpec) -> Splits:
     if not asked and _no_classes(root, inside):
         named = [name for name in inside if name.lower() in SPLIT_FOLDERS]
         raise NoClassesError(
-            f"{root} has splits ({', '.join(named)}) and no classes to train on: put each class's images in a folder "
-            f"of their own ({root / named[-1]}/cat/1.jpg)."
+            f"{root} has splits ({', '.join(named)}) and no classes to train on: put each class's images in a "
+            f"folder of their own ({root / named[-1]}/cat/1.jpg)."
         )
     if asked:
         splits = inside
