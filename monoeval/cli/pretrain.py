@@ -69,8 +69,7 @@ def pretrain(
     assert source is not None
     source = source.model_copy(update={"limit": limit})
     images, unseen = _images(source, needs_labels=spec.supervised)
-    made = out is not None and _is_made(out, spec, images, seed)
-    if not made:
+    if out is None or not _is_made(out, spec, images, seed):
         if out is not None and distributed.is_first():
             _try(out)
         from monoeval.training.pretrain import pretrain as train
@@ -166,11 +165,6 @@ def _is_made(out: Path, spec: "PretrainSpec", images: "ImageSet", seed: int) -> 
     return True
 
 
-def _partial(out: Path) -> Path:
-    """Where `out` is written before it is whole."""
-    return out.with_name(f".{out.name}.partial")
-
-
 def _try(out: Path) -> None:
     """Raise before a training, and not after it, where no folder can be written at `out`."""
     from monoeval.errors import UsageError
@@ -192,7 +186,7 @@ def _try(out: Path) -> None:
 def _copy(folder: Path, out: Path) -> None:
     from monoeval.files import cannot_write
 
-    partial = _partial(out)
+    partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
