@@ -163,6 +163,8 @@ def _dictionary_learning(source: _Source) -> Autoencoder:
     trainer = source.config.get("trainer")
     config: Config = trainer if isinstance(trainer, dict) else {}
     name = config.get("dict_class")
+    if name == "AutoEncoder" and "decoder.bias" in source.tensors:
+        name = "AutoEncoderNew"  # which the library's own trainer of it calls by the other name
     if name not in DICTIONARY_LEARNING:
         raise source.unknown(f"the class {name!r}", DICTIONARY_LEARNING)
     if name in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
