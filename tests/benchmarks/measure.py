@@ -92,12 +92,20 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
-def product_rates() -> dict[str, float]:
-    """Operations a second of a large matrix product in fp32 and bf16, the best of a few."""
+def product_rates(device: torch.device | None = None) -> dict[str, float]:
+    """Operations a second of a large matrix product in fp32 and bf16, the best of a few; of the CPU where None."""
+    on_gpu = device is not None and device.type == "cuda"
+    n, d = (8192, 8192) if on_gpu else (4096, 1024)
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = torch.ones(4096, 1024, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
-        rates[name] = 2 * 4096 * 1024 * 4096 / min(timed(torch.matmul, a, b)[0] for _ in range(8))
+        a, b = torch.ones(n, d, dtype=dtype, device=device), torch.ones(d, n, dtype=dtype, device=device)
+
+        def product(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
+            a @ b
+            if on_gpu:
+                torch.cuda.synchronize(device)
+
+        rates[name] = 2 * n * d * n / min(timed(product)[0] for _ in range(8))
     return rates
 
 
