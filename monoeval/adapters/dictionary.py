@@ -77,6 +77,10 @@ class Dictionary(Adapter):
     def __init__(self, settings: SizeSettings) -> None:
         self.size = settings
 
+    def check(self, features: int) -> None:
+        self.width = self.size.latents(features)
+        self.k = self._active()
+
     def _active(self) -> int:
         """How many latents a row may use, `k`; raises UsageError where that is more than there are."""
         assert isinstance(self.size, DictionarySettings)
@@ -90,8 +94,7 @@ class Dictionary(Adapter):
 
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
-        self.width = self.size.latents(rows.width)
-        self.k = self._active()
+        self.check(rows.width)
         self.mean = rows.mean.float()
         self.scale = rows.variance.mean().sqrt().float()
         self._draw(rows, seed)

@@ -15,7 +15,11 @@ from monoeval.keys import key
 
 if TYPE_CHECKING:
     from monoeval.adapters.spec import AdapterSpec
+    from monoeval.data.images import Transform
     from monoeval.suite.inspection import Inspection
+
+SEEDS = 2
+"""Adapters that are compared where nothing is said: enough for one figure of stability."""
 
 
 def inspect(
@@ -31,7 +35,14 @@ def inspect(
         list[str] | None, typer.Option(help="Settings of the method, e.g. k=16. Repeat it, or use commas.")
     ] = None,
     reference: o.Reference = None,
+    corruption: Annotated[
+        str, typer.Option(metavar="NAME[:SEVERITY]", help="Of test images, to see how codes drift; none for none.")
+    ] = "gaussian_noise:3",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Adapters that are compared, with seeds from --seed on; 2 by default."),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=20, help="Images a latent.")] = 9,
     count: Annotated[int, typer.Option(min=1, help="Latents a group: most, least, random.")] = 24,
     limit: o.Limit = None,
@@ -59,6 +70,9 @@ def inspect(
     from monoeval.errors import UsageError
 
     subject = _subject(adapter, o.split_commas(params))
+    if isinstance(subject, Path) and seeds is not None:
+        raise UsageError("--seeds speaks of a method, and a saved adapter has its own seed: leave it out.")
+    change = _corruption(corruption)
     if model is None:
         raise UsageError(
             "Which backbone? Name one with --model, for example `monoeval inspect sae --model vit_b16`."
@@ -79,7 +93,16 @@ def inspect(
     from monoeval.files import atomic
     from monoeval.suite.inspection import inspect as look
 
-    found = look(subject, backbone, images, reference=other, seed=seed, device=device)
+    found = look(
+        subject,
+        backbone,
+        images,
+        reference=other,
+        corruption=change,
+        seed=seed,
+        seeds=seeds or SEEDS,
+        device=device,
+    )
     ranking = found.ranking(count, seed)
     text = found.page(ranking, top)
     with atomic(page) as temporary:
@@ -129,6 +152,22 @@ def _parameter(text: str) -> tuple[str, int | float | str | bool]:
         except ValueError:
             continue
     return name, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _corruption(text: str) -> "Transform | None":
+    """`fog:3` as a change to images, `fog` at the middle severity, or None for `none`."""
+    from monoeval.data.corruptions import CORRUPTIONS
+    from monoeval.data.images import Transform
+    from monoeval.errors import UsageError, unknown
+
+    if text == "none":
+        return None
+    name, _, severity = text.partition(":")
+    if name not in CORRUPTIONS:
+        raise unknown("corruption", name, CORRUPTIONS)
+    if (severity := severity or "3") not in {"1", "2", "3", "4", "5"}:
+        raise UsageError(f"--corruption ends in a severity of 1 to 5, for example {name}:3, and not {severity!r}.")
+    return Transform(name=name, stage="image", severity=int(severity))
 
 
 def _check_writable(page: Path) -> None:

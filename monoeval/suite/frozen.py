@@ -16,7 +16,7 @@ import numpy as np
 
 from monoeval.adapters.base import Adapter, Codes, SparseRows
 from monoeval.adapters.learned import WHOLE
-from monoeval.adapters.registry import n_views
+from monoeval.adapters.registry import build, n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import fit_cached
 from monoeval.adapters.subset import Subset
@@ -27,9 +27,8 @@ from monoeval.backbones.resolve import identity, same_network
 from monoeval.backbones.spec import BackboneSpec
 from monoeval.data.images import DataSpec, Ints, Transform
 from monoeval.data.transforms import views
-from monoeval.errors import MonoevalError
+from monoeval.errors import MonoevalError, UsageError
 from monoeval.keys import key
-from monoeval.metrics.dictionary import stability
 from monoeval.metrics.latents import choose_latents, measure
 from monoeval.metrics.scores import RowScores, row_scores
 from monoeval.probes.codes import TrainingCodes
@@ -40,7 +39,7 @@ from monoeval.probes.spec import Paper, Tuned
 from monoeval.probes.sweep import best_candidate
 from monoeval.scenarios.trial import Fit, TestSet, Trial
 from monoeval.suite.ledger import Predictions
-from monoeval.suite.measures import explained, held_out, margins, moved, once
+from monoeval.suite.measures import explained, held_out, margins, moved, once, stability_of
 from monoeval.suite.plan import Group, backbone_identity, codes_identity
 from monoeval.suite.score import Score, finished, joined, predicted, row_of, scored
 from monoeval.suite.trial_rows import counts_as, fitted_rows, load, test_images, tested_rows
@@ -106,6 +105,24 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
             row = row.model_copy(update=about)
             done[position] = scored(row, trial, predictions, broken, labels)
     return finished(done, started)
+
+
+def check(groups: Sequence[Group], device: str) -> None:
+    """Raise UsageError where an adapter of `groups` cannot be fitted on so many features as its backbone has.
+
+    What else is wrong with a backbone or a file is told where it is scored.
+    """
+    for group in groups:
+        if group.arm.learner != "frozen" or group.backbone.pretrain is not None:
+            continue
+        try:
+            width = _backbone(group, device)[0].width
+            for spec in group.arm.adapter.candidates if group.match is None else ():
+                build(spec).check(width)
+        except UsageError:
+            raise
+        except Exception:
+            continue
 
 
 @dataclass(frozen=True)
@@ -308,19 +325,10 @@ def _explained(group: Group, candidate: _Fitted, features: FeatureSet) -> dict[s
 
 def _stability(group: Group, candidate: _Fitted, device: str) -> dict[str, float]:
     """How alike the adapter is to that of the seed before, where both saw the same features and have a decoder."""
-    directions = candidate.adapter.directions
-    if not group.adapter_seed or group.backbone_seed is not None or directions is None:
+    if not group.adapter_seed or group.backbone_seed is not None or candidate.adapter.directions is None:
         return {}
     before = group.model_copy(update={"adapter_seed": group.adapter_seed - 1})
-    other = _codes(before, candidate.spec, device).adapter.directions
-    if other is None or other.shape != directions.shape:
-        return {}
-    found = stability(directions, other, either_sign=candidate.spec.method in {"pca", "ica"})
-    return {
-        "stability": found.cosine,
-        "stability_chance": found.chance,
-        "stability_exact": float(found.exact),
-    }
+    return stability_of(candidate.spec.method, candidate.adapter, _codes(before, candidate.spec, device).adapter)
 
 
 def _drift(trial: Trial, tests: dict[tuple[str, str], FeatureSet], candidate: _Fitted) -> dict[str, float]:

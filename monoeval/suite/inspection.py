@@ -1,7 +1,6 @@
 """What one adapter's latents stand for: fitted on training rows, measured and shown on held-out ones."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from monoeval import bundles
 from monoeval.adapters.base import Adapter, Codes, SparseRows
-from monoeval.adapters.learned import HELD_OUT, UNTRAINED, not_trained
-from monoeval.adapters.registry import METHODS, n_views
+from monoeval.adapters.learned import not_trained
+from monoeval.adapters.registry import METHODS, build, n_views
 from monoeval.adapters.spec import AdapterSpec
 from monoeval.adapters.store import STEM, fit_cached, load
 from monoeval.backbones.extract import extract
@@ -21,21 +20,17 @@ from monoeval.backbones.features import FeatureSet
 from monoeval.backbones.load import Backbone, load_backbone
 from monoeval.backbones.resolve import identity, same_network
 from monoeval.backbones.spec import BackboneSpec
-from monoeval.data.images import Data, ImageSet, Ints
+from monoeval.data.images import Data, ImageSet, Ints, Transform
 from monoeval.data.transforms import views
 from monoeval.errors import UsageError
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence
-from monoeval.metrics.latents import MIN_SUPPORT, Latents, measure
-from monoeval.metrics.separation import scatter_ratio
+from monoeval.metrics.latents import Latents, measure
 from monoeval.metrics.streams import Entries, active, chunks
-from monoeval.report.gallery import Measure, Ranking, gallery, number, rank
+from monoeval.report.gallery import Measure, Ranking, gallery, rank
+from monoeval.suite.inspection_measures import TOP_ROWS, drifts, margins, of_latents, stability
 from monoeval.suite.measures import explained
 
 log = logging.getLogger("monoeval")
-
-TOP_ROWS = 20
-"""Strongest rows of each latent that the measures look at, the same for every method."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +70,24 @@ def inspect(
     data: Data,
     *,
     reference: BackboneSpec | None = None,
+    corruption: Transform | None = None,
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
 ) -> Inspection:
     """Fit `adapter` on the training features of `model` (or load its folder), and measure it on the test images.
 
-    `reference` gives the embeddings that the monosemanticity score compares images by. Raises UsageError where it
-    is the model itself, and for a folder that holds no adapter for this model's features.
+    `reference` gives the embeddings that the monosemanticity score compares images by, `corruption` changes the
+    test images, whose codes are compared with those of the images as they are, and of more than one of `seeds`,
+    from `seed` on, the dictionaries are compared. Raises UsageError where the reference is the model itself, and
+    for a folder that holds no adapter for this model's features.
     """
     if reference is not None and same_network(reference, model):
         raise UsageError("--reference names the evaluated model: name another one, for example dinov2_s14.")
     about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
     backbone = load_backbone(model, device=device)
+    if isinstance(adapter, AdapterSpec):
+        build(adapter).check(backbone.width)
     model_key = key(identity(model))
     augmented = [] if isinstance(adapter, Path) else views(n_views(adapter))
     train, *seen = extract(backbone, model_key, data.train, [None, *augmented])
@@ -95,14 +96,24 @@ def inspect(
         origin = {"saved in": adapter.resolve().name}
         its_seed = about.get("seed")
         its_seed = its_seed if isinstance(its_seed, int) else None
+        alike = stability(spec.method, [fitted], "of a method and several --seeds, and this is one saved adapter")
     else:
         spec = adapter
-        fitted = fit_cached(spec, train, None, seed=seed, device=backbone.device, views=seen)
-        origin = {"fitted on": f"{len(data.train):,} training images"}
         its_seed = seed if METHODS[spec.method].seeded else None
+        asked = range(seed, seed + seeds) if its_seed is not None else [seed]
+        others = [(spec, other) for other in asked]
+        members = [
+            fit_cached(spec, train, None, seed=one, device=backbone.device, views=seen, also=others)
+            for one in asked
+        ]
+        fitted = members[0]
+        origin = {"fitted on": f"{len(data.train):,} training images"}
         if its_seed is not None:
             origin["seed"] = str(seed)
-    codes = Codes(extract(backbone, model_key, data.test, [None])[0], fitted, backbone.device)
+        drawn = "needs --seeds 2" if its_seed is not None else "the method draws nothing"
+        alike = stability(spec.method, members, drawn)
+    plain, *changed = extract(backbone, model_key, data.test, [None, *filter(None, [corruption])])
+    codes = Codes(plain, fitted, backbone.device)
     embeddings, compared = None, "needs --reference, another model than the one evaluated"
     if reference is not None:
         other = load_backbone(reference, device=device)
@@ -121,7 +132,12 @@ def inspect(
     if why := not_trained({**fitted.report(), **shares}):
         log.warning("The adapter is not trained: %s.", why)
         facts["not trained"] = why
-    measures = _measures(codes, data.test.labels, n_classes, latents, shares, compared)
+    measures = (
+        *of_latents(codes, data.test.labels, n_classes, latents, shares, compared),
+        *margins(Codes(train, fitted, backbone.device), codes, data),
+        alike,
+        *drifts(codes, Codes(changed[0], fitted, backbone.device) if changed else None, corruption),
+    )
     return Inspection(f"{spec.method} on {data.test.name}", facts, measures, latents, data.test, backbone, codes)
 
 
@@ -179,64 +195,3 @@ def _loaded(
         what = "other images of this backbone" if known else "other features, of a backbone that it does not name"
         log.warning("The adapter in %s was not fitted on the training images here but on %s.", folder, what)
     return AdapterSpec.model_validate(about["spec"]), adapter
-
-
-def _measures(
-    codes: Codes, labels: Ints, n_classes: int, latents: Latents, shares: Mapping[str, float], compared: str
-) -> tuple[Measure, ...]:
-    """The table of the page and the terminal; `shares` are what `measures.explained` gives."""
-    found = latents.summary()
-    n, width = codes.features.n, codes.width
-
-    def mean(title: str, name: str, note: str) -> Measure:
-        return Measure(title, found[name], found[f"{name}_chance"], note)
-
-    directions = codes.adapter.directions
-    alike = None if directions is None else coherence(directions)
-    no_decoder = "the method has no decoder"
-    supported = f"{100 * found['supported_share']:.0f} % of latents have {MIN_SUPPORT} active rows"
-    top_supported = f"{100 * found['top_supported_share']:.0f} % of latents have {TOP_ROWS} active rows"
-    return (
-        Measure(
-            "explained variance",
-            shares.get(f"explained_variance{HELD_OUT}"),
-            note="of held-out features" if shares else no_decoder,
-        ),
-        *(
-            Measure(title, shares[name], note=note)
-            for title, name, note in (
-                (
-                    "explained variance, untrained",
-                    f"explained_variance{UNTRAINED}{HELD_OUT}",
-                    "by the adapter before its training, with as many active latents",
-                ),
-                (
-                    "explained variance, PCA",
-                    "explained_variance_pca",
-                    "by as many components as latents are active",
-                ),
-            )
-            if name in shares
-        ),
-        Measure("L0", found["l0"], note=f"± {number(found['l0_std'])} between rows"),
-        Measure(
-            "dead share", found["dead_share"], note=f"{round(found['dead_share'] * width):,} of {width:,} latents"
-        ),
-        Measure("effective rank", found["effective_rank"], note=f"at most {found['effective_rank_bound']:,.0f}"),
-        mean("semantic consistency", "consistency", supported),
-        mean(f"top-{TOP_ROWS} consistency", "top_consistency", top_supported),
-        mean("class entropy", "entropy", f"over log {n_classes}; {supported}"),
-        mean("monosemanticity score", "monosemanticity", compared),
-        Measure(
-            "decoder coherence",
-            None if alike is None else alike.mean,
-            None if alike is None else math.sqrt(2 / (math.pi * codes.features.width)),
-            no_decoder if alike is None else f"mean |cos| of two rows; the nearest {number(alike.nearest)}",
-        ),
-        Measure(
-            "scatter ratio",
-            scatter_ratio(codes, labels, n_classes),
-            (n_classes - 1) / (n - n_classes) if n > n_classes else None,
-            "between over within classes",
-        ),
-    )

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from monoeval.adapters.base import Codes
+from monoeval.adapters.base import Adapter, Codes
 from monoeval.adapters.learned import HELD_OUT, UNTRAINED
 from monoeval.adapters.registry import build
 from monoeval.adapters.rows import TrainingRows
@@ -13,7 +13,7 @@ from monoeval.adapters.spec import AdapterSpec
 from monoeval.backbones.features import FeatureSet
 from monoeval.data.images import ImageSet, Ints
 from monoeval.keys import key
-from monoeval.metrics.dictionary import coherence, explained_variance
+from monoeval.metrics.dictionary import coherence, explained_variance, stability
 from monoeval.metrics.drift import drift
 from monoeval.metrics.latents import measure
 from monoeval.metrics.separation import margin_quantiles, scatter_ratio
@@ -86,6 +86,19 @@ def margins(codes: Codes, rows: Ints, labels: Ints, probes: Probes, member: int)
         at += len(logits_nc)
     median, low = margin_quantiles(np.concatenate(parts), (0.5, 0.05))
     return _finite({"margin": float(median), "margin_low": float(low)})
+
+
+def stability_of(method: str, one: Adapter, other: Adapter) -> dict[str, float]:
+    """How alike the dictionaries of two seeds are; empty where they have none, or of unequal shapes."""
+    a_md, b_md = one.directions, other.directions
+    if a_md is None or b_md is None or a_md.shape != b_md.shape:
+        return {}
+    found = stability(a_md, b_md, either_sign=method in {"pca", "ica"})
+    return {
+        "stability": found.cosine,
+        "stability_chance": found.chance,
+        "stability_exact": float(found.exact),
+    }
 
 
 def moved(clean: Codes, changed: Codes) -> dict[str, float]:

@@ -75,6 +75,10 @@ def run(
     for backbone in needed.values():
         if backbone is not None and backbone.pretrain is None:
             check_available(backbone)
+    if todo:
+        from monoeval.suite.frozen import check  # with torch, which a finished study does not need
+
+        check(todo, device)
     with Ledger(folder) as ledger:
         if not fresh:
             ledger.keep(

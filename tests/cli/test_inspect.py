@@ -64,6 +64,9 @@ def test_a_method_is_measured_and_drawn_and_its_folder_gives_the_same(
     folder = next((cache / "adapters").glob("*/adapter.json")).parent
     saved = said(str(folder), *SMALL, "--out", str(page))
     assert saved["saved in"] == folder.name
+    alone = saved["measures"].pop("stability over seeds"), method["measures"].pop("stability over seeds")
+    assert alone[0] == {"value": None, "chance": None}
+    assert alone[1]["value"] > alone[1]["chance"] > 0
     assert saved["measures"] == method["measures"]
     assert [saved[group] for group in ("most", "least", "random")] == [
         method[group] for group in ("most", "least", "random")
@@ -75,6 +78,7 @@ def test_a_method_is_measured_and_drawn_and_its_folder_gives_the_same(
     error = wrong(str(folder), "--model", "test_vit", "--weights", "random", "--limit", "150")
     assert "64 features of test_vit" in str(error)
     assert "params" in str(wrong(str(folder), *SMALL, *QUICK))
+    assert "--seeds speaks of a method" in str(wrong(str(folder), *SMALL, "--seeds", "2"))
     (folder / "adapter.safetensors").write_bytes(b"cut short")
     assert "not a whole adapter folder" in str(wrong(str(folder), *SMALL))
 
@@ -133,6 +137,43 @@ def test_an_adapter_that_is_not_trained_is_marked(tmp_path: Path, caplog: pytest
     assert "no decoder" in inspect("relu", *SMALL, "--out", str(page)).stdout
 
 
+def test_margins_stability_and_drift_are_those_of_the_suite(tmp_path: Path) -> None:
+    """Margins beside scikit-learn's probe and labels permuted; drift and stability beside a report of the same."""
+    from monoeval.suite.ledger import read_rows
+    from monoeval.suite.run import run
+
+    page = ("--out", str(tmp_path / "page.html"))
+    asked = (*NETWORK, "--limit", "300", "--count", "1", *page)
+    found = said("sae", *asked, *QUICK, "--seeds", "3", "--corruption", "contrast:4")["measures"]
+    done = run(
+        {
+            "name": "same", "data": {"name": "digits", "limit": 300}, "seeds": 3,
+            "models": [{"model": "test_resnet", "weights": "random", "image_size": 32}],
+            "methods": [{"method": "sae", "params": {"k": 4, "width": 48, "steps": 20}}],
+            "scenarios": [{"name": "clean"}, {"name": "corruption", "kinds": ["contrast"], "severities": [4]}],
+        },
+        out=tmp_path,
+    )  # fmt: skip
+    rows = [r for r in read_rows(done.folder) if r.method == "sae"]
+    drift = next(r.drift for r in rows if r.adapter_seed == 0 and "contrast@4" in r.protocol)
+    assert found["cosine under change"]["value"] == pytest.approx(drift["cosine"])
+    assert found["Jaccard under change"]["value"] == pytest.approx(drift["jaccard"])
+    shifts = {"L0 shift under change": "l0", "explained variance shift": "explained"}
+    for title, name in shifts.items():
+        assert found[title]["value"] == pytest.approx(drift[f"{name}_corrupted"] - drift[f"{name}_clean"])
+    clean = {r.adapter_seed: r.adapter for r in rows if r.scenario == "clean"}
+    assert found["margin"]["value"] == pytest.approx(clean[0]["margin"], rel=1e-3)
+    assert found["margin, of the lowest 5 %"]["value"] == pytest.approx(clean[0]["margin_low"], rel=1e-3)
+    assert abs(found["margin"]["chance"]) < 0.3 * found["margin"]["value"]
+    stability = [clean[seed]["stability"] for seed in (1, 2)]
+    assert found["stability over seeds"]["value"] == pytest.approx(np.mean(stability))
+    none = said("sae", *asked, *QUICK, "--seeds", "1", "--corruption", "none")["measures"]
+    assert none["stability over seeds"]["value"] is None
+    assert none["cosine under change"]["value"] is None
+    assert "no decoder" in inspect("relu", *asked).stdout
+    assert "the method draws nothing" in inspect("pca", *asked).stdout
+
+
 class Fixed(Adapter):
     """Gives the features as codes, dense or as the three largest of each row."""
 
@@ -187,6 +228,11 @@ def test_columns_are_those_of_the_codes_and_zero_where_a_latent_is_idle(sparse: 
         (("relu", *NETWORK, "--params", "k=3"), 2, "takes no parameters"),
         (("sae", *NETWORK, "--reference", "vit_b61"), 2, "vit_b16"),
         (("sae", *NETWORK, "--data", "digitz"), 2, "'digits'"),
+        (("sae", *NETWORK, "--corruption", "frog"), 2, "'fog'"),
+        (("sae", *NETWORK, "--corruption", "fog:6"), 2, "fog:3"),
+        (("sae", *NETWORK, "--corruption", "fog:a"), 2, "severity of 1 to 5"),
+        (("sae", *NETWORK, "--params", "k=10000"), 2, "choose a smaller k"),
+        (("sae", *NETWORK, "--params", "width_factor=0.001"), 2, "not one latent"),
         (("sae", *NETWORK, "--out", "."), 2, "is a folder"),
         (("sae", *NETWORK, "--out", "script.py"), 2, "is not called so"),
         (("sae", *NETWORK, "--out", "taken/page.html"), 1, "--out"),

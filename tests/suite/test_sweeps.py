@@ -252,6 +252,25 @@ def test_a_wrong_sweep_on_the_command_line_is_one_sentence(
     assert says in typed(monkeypatch, capsys, "suite", *arguments, "--dry-run")
 
 
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"k": 800}, "k is 800 and the dictionary has 768 latents"),
+        ({"k": [4, 200], "width_factor": [2, 8]}, "k is 200 and the dictionary has 192 latents"),
+        ({"width_factor": 0.001}, "of 96 features is not one latent"),
+    ],
+)
+def test_what_does_not_fit_the_features_is_told_before_there_are_any(
+    params: dict[str, Any], says: str, tmp_path: Path, cache: Path
+) -> None:
+    network = {"model": "test_resnet", "weights": "random", "image_size": 32}
+    study = {"models": [network], "methods": [{"method": "sae", "params": params}], "scenarios": ["clean"]}
+    with pytest.raises(UsageError, match=says):
+        run({**study, "seeds": 1, "data": {"name": "digits", "limit": 80}}, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert not (cache / "features").exists()
+
+
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command says on stderr, on one line, where it is typed wrongly."""
     monkeypatch.setattr(sys, "argv", ["monoeval", *arguments])
