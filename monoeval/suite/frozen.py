@@ -112,7 +112,7 @@ def check(groups: Sequence[Group], device: str) -> None:
 
     What else is wrong with a backbone or a file is told where it is scored.
     """
-    for group in groups:
+    for group in {group.arm.name: group for group in groups}.values():
         if group.arm.learner != "frozen" or group.backbone.pretrain is not None:
             continue
         try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +100,15 @@ def inspect(
         alike = stability(spec.method, [fitted], "of a method and several --seeds, and this is one saved adapter")
     else:
         spec = adapter
-        its_seed = seed if METHODS[spec.method].seeded else None
-        asked = range(seed, seed + seeds) if its_seed is not None else [seed]
-        others = [(spec, other) for other in asked]
-        members = [
-            fit_cached(spec, train, None, seed=one, device=backbone.device, views=seen, also=others)
-            for one in asked
-        ]
-        fitted = members[0]
         origin = {"fitted on": f"{len(data.train):,} training images"}
-        if its_seed is not None:
+        if METHODS[spec.method].seeded:
+            its_seed, alone, asked = seed, "needs --seeds 2", range(seed, seed + seeds)
             origin["seed"] = str(seed)
-        drawn = "needs --seeds 2" if its_seed is not None else "the method draws nothing"
-        alike = stability(spec.method, members, drawn)
+        else:
+            its_seed, alone, asked = None, "the method draws nothing", range(1)
+        fit = partial(fit_cached, spec, train, None, device=backbone.device, views=seen)
+        members = [fit(seed=one, also=[(spec, other) for other in asked]) for one in asked]
+        fitted, alike = members[0], stability(spec.method, members, alone)
     plain, *changed = extract(backbone, model_key, data.test, [None, *filter(None, [corruption])])
     codes = Codes(plain, fitted, backbone.device)
     embeddings, compared = None, "needs --reference, another model than the one evaluated"
