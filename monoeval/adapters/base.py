@@ -63,8 +63,8 @@ class Adapter(ABC):
     origin: Origin | None = None
     """What it was fitted on, where `store` fitted or read it."""
 
-    def check(self, features: int) -> None:  # noqa: B027 (most settings fit any number)
-        """Raise UsageError where the settings do not fit so many features; known before there is a row of them."""
+    def check_width(self, features: int) -> None:  # noqa: B027 (most settings fit any number)
+        """Raise UsageError where the settings do not fit so many features; asked before there is a row of them."""
 
     @abstractmethod
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:

@@ -77,16 +77,15 @@ class Dictionary(Adapter):
     def __init__(self, settings: SizeSettings) -> None:
         self.size = settings
 
-    def check(self, features: int) -> None:
-        self.width = self.size.latents(features)
-        self.k = self._active()
+    def check_width(self, features: int) -> None:
+        self._active(self.size.latents(features))
 
-    def _active(self) -> int:
-        """How many latents a row may use, `k`; raises UsageError where that is more than there are."""
+    def _active(self, width: int) -> int:
+        """How many of `width` latents a row may use, `k`; raises UsageError where that is more than there are."""
         assert isinstance(self.size, DictionarySettings)
-        k = self.size.k or min(32, max(1, self.width // 4))
-        if k > self.width:
-            raise UsageError(f"k is {k} and the dictionary has {self.width} latents: choose a smaller k.")
+        k = self.size.k or min(32, max(1, width // 4))
+        if k > width:
+            raise UsageError(f"k is {k} and the dictionary has {width} latents: choose a smaller k.")
         return k
 
     def _start(self, rows: TrainingRows, seed: int) -> None:
@@ -94,7 +93,8 @@ class Dictionary(Adapter):
 
         Raises UsageError where k is more than the width, MonoevalError where the features cannot be fitted.
         """
-        self.check(rows.width)
+        self.width = self.size.latents(rows.width)
+        self.k = self._active(self.width)
         self.mean = rows.mean.float()
         self.scale = rows.variance.mean().sqrt().float()
         self._draw(rows, seed)

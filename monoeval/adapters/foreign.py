@@ -29,12 +29,6 @@ class Pretrained(Adapter):
     def __init__(self, settings: PretrainedSettings) -> None:
         self.settings = settings
 
-    def check(self, features: int) -> None:
-        """Raise what `fit` would of files of other libraries."""
-        files = locate(self.settings)
-        if files.library != "monoeval":
-            self._read(files, features)
-
     def fit(self, rows: TrainingRows, *, seed: int) -> Self:  # noqa: ARG002
         """Read the files and measure the codes of `rows`.
 
@@ -45,20 +39,17 @@ class Pretrained(Adapter):
         if files.library == "monoeval":
             self._own(files, rows)
         else:
-            self._inner = self._read(files, rows.width).on(rows.device)
+            found = read(files, self.settings.k)
+            trained, given = found.encoder.shape[1], rows.width
+            if trained != given:
+                raise MonoevalError(
+                    f"{files.weights} was trained on features of width {trained} and these have {given}: name the "
+                    "model and layer that it was trained on."
+                )
+            self._inner = found.on(rows.device)
         self.width = self._inner.width
         self.measures = self._measure(rows)
         return self
-
-    def _read(self, files: Files, features: int) -> Autoencoder:
-        found = read(files, self.settings.k)
-        trained = found.encoder.shape[1]
-        if trained != features:
-            raise MonoevalError(
-                f"{files.weights} was trained on features of width {trained} and these have {features}: name the "
-                "model and layer that it was trained on."
-            )
-        return found
 
     def _own(self, files: Files, rows: TrainingRows) -> None:
         folder = files.weights.parent

@@ -210,8 +210,8 @@ class DenseAutoencoder(TrainedDictionary):
     method: ClassVar[str] = "dense-ae"
     betas: ClassVar[tuple[float, float]] = BETAS  # as `sae`, which it is held against
 
-    def _active(self) -> int:
-        return self.width
+    def _active(self, width: int) -> int:
+        return width
 
     def activate(self, h_nm: Tensor) -> Tensor:
         return h_nm.relu()

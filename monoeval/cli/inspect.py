@@ -36,7 +36,7 @@ def inspect(
     ] = None,
     reference: o.Reference = None,
     corruption: Annotated[
-        str, typer.Option(metavar="NAME[:SEVERITY]", help="Of test images, to see how codes drift; none for none.")
+        str, typer.Option(metavar="NAME[:SEVERITY]", help="Of test images, for the drift of codes; or none.")
     ] = "gaussian_noise:3",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adapter.")] = 0,
     seeds: Annotated[

@@ -108,21 +108,26 @@ def score(group: Group, device: str, make_probes: Callable[..., Probes] | None =
 
 
 def check(groups: Sequence[Group], device: str) -> None:
-    """Raise UsageError where an adapter of `groups` cannot be fitted on so many features as its backbone has.
+    """Raise UsageError where settings of an adapter do not fit the width of its backbone's features.
 
-    What else is wrong with a backbone or a file is told where it is scored.
+    A backbone that cannot be loaded is told where it is scored.
     """
     for group in {group.arm.name: group for group in groups}.values():
-        if group.arm.learner != "frozen" or group.backbone.pretrain is not None:
+        # defaults fit any width; that of a network which is yet to be pretrained is not known
+        given = [spec for spec in group.arm.adapter.candidates if spec.params]
+        if not given or group.arm.learner != "frozen" or group.match or group.backbone.pretrain:
             continue
         try:
             width = _backbone(group, device)[0].width
-            for spec in group.arm.adapter.candidates if group.match is None else ():
-                build(spec).check(width)
         except UsageError:
             raise
         except Exception:
             continue
+        for spec in given:
+            try:
+                build(spec).check_width(width)
+            except UsageError as error:
+                raise UsageError(f"{group.arm.backbone}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def inspect(
     about = _description(adapter) if isinstance(adapter, Path) else {}  # before the work that would be lost
     backbone = load_backbone(model, device=device)
     if isinstance(adapter, AdapterSpec):
-        build(adapter).check(backbone.width)
+        build(adapter).check_width(backbone.width)
     model_key = key(identity(model))
     augmented = [] if isinstance(adapter, Path) else views(n_views(adapter))
     train, *seen = extract(backbone, model_key, data.train, [None, *augmented])
@@ -97,18 +97,18 @@ def inspect(
         origin = {"saved in": adapter.resolve().name}
         its_seed = about.get("seed")
         its_seed = its_seed if isinstance(its_seed, int) else None
-        alike = stability(spec.method, [fitted], "of a method and several --seeds, and this is one saved adapter")
+        alike = stability(spec.method, fitted, (), "needs a method and --seeds 2: this is one saved adapter")
     else:
         spec = adapter
         origin = {"fitted on": f"{len(data.train):,} training images"}
         if METHODS[spec.method].seeded:
-            its_seed, alone, asked = seed, "needs --seeds 2", range(seed, seed + seeds)
+            its_seed, alone, more = seed, "needs --seeds 2", range(seed + 1, seed + seeds)
             origin["seed"] = str(seed)
         else:
-            its_seed, alone, asked = None, "the method draws nothing", range(1)
+            its_seed, alone, more = None, "the method draws nothing", range(0)
         fit = partial(fit_cached, spec, train, None, device=backbone.device, views=seen)
-        members = [fit(seed=one, also=[(spec, other) for other in asked]) for one in asked]
-        fitted, alike = members[0], stability(spec.method, members, alone)
+        fitted = fit(seed=seed, also=[(spec, other) for other in more])
+        alike = stability(spec.method, fitted, (fit(seed=other) for other in more), alone)
     plain, *changed = extract(backbone, model_key, data.test, [None, *filter(None, [corruption])])
     codes = Codes(plain, fitted, backbone.device)
     embeddings, compared = None, "needs --reference, another model than the one evaluated"

@@ -1,7 +1,7 @@
 """The table of an inspection: measures of an adapter beside chance, or what would have to be given for them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from statistics import fmean
 
@@ -108,11 +108,19 @@ def margins(train: Codes, test: Codes, data: Data) -> tuple[Measure, ...]:
     return tuple(Measure(titles[name], own.get(name), chance.get(name), notes[name]) for name in titles)
 
 
-def stability(method: str, members: Sequence[Adapter], alone: str) -> Measure:
-    """How alike dictionaries of seeds in a row are, on average; `alone` says why there is but one."""
+def stability(method: str, first: Adapter, others: Iterable[Adapter], alone: str) -> Measure:
+    """How alike dictionaries of seeds in a row are, on average.
+
+    `others` are fitted as they are asked for, which methods without a decoder do not do; `alone` says why there is
+    none.
+    """
     title = "stability over seeds"
-    if members[0].directions is None:
+    if first.directions is None:
         return Measure(title, None, note=NO_DECODER)
+    try:
+        members = [first, *others]
+    except MonoevalError as error:
+        return Measure(title, None, note=f"another seed failed: {error}")
     if len(members) == 1:
         return Measure(title, None, note=alone)
     pairs = [measures.stability_of(method, *pair) for pair in pairwise(members)]
@@ -125,21 +133,23 @@ def stability(method: str, members: Sequence[Adapter], alone: str) -> Measure:
 
 def drifts(clean: Codes, changed: Codes | None, corruption: Transform | None) -> tuple[Measure, ...]:
     """How far `corruption` moves the codes of test images."""
-    found: Mapping[str, float] = {}
+    titles = "cosine under change", "Jaccard under change", "L0 shift under change", "explained variance shift"
     if changed is None or corruption is None:
-        under = "needs --corruption"
-    else:
-        found = measures.moved(clean, changed)
-        name = SUBSTITUTES.get(corruption.name, corruption.name)
-        under = f"under {name} of severity {corruption.severity:g}"
+        return tuple(Measure(title, None, note="needs --corruption") for title in titles)
+    found = measures.moved(clean, changed)
+    name = SUBSTITUTES.get(corruption.name, corruption.name)
+    under = f"under {name} of severity {corruption.severity:g}"
 
     def shift(name: str) -> float | None:
         both = [found.get(f"{name}_{which}") for which in ("clean", "corrupted")]
         return None if None in both else found[f"{name}_corrupted"] - found[f"{name}_clean"]
 
-    return (
-        Measure("cosine under change", found.get("cosine"), note=f"of an image's two codes, {under}"),
-        Measure("Jaccard under change", found.get("jaccard"), note=f"of its two sets of active latents, {under}"),
-        Measure("L0 shift under change", shift("l0"), note=under),
-        Measure("explained variance shift", shift("explained"), note=under),
+    explained = shift("explained")
+    values = found.get("cosine"), found.get("jaccard"), shift("l0"), explained
+    notes = (
+        f"of an image's two codes, {under}",
+        f"of its two sets of active latents, {under}",
+        under,
+        NO_DECODER if explained is None else under,
     )
+    return tuple(map(Measure, titles, values, [None] * len(titles), notes))

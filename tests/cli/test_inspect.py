@@ -138,7 +138,7 @@ def test_an_adapter_that_is_not_trained_is_marked(tmp_path: Path, caplog: pytest
 
 
 def test_margins_stability_and_drift_are_those_of_the_suite(tmp_path: Path) -> None:
-    """Margins beside scikit-learn's probe and labels permuted; drift and stability beside a report of the same."""
+    """In a suite's report of the same study; a probe on permuted labels knows nothing."""
     from monoeval.suite.ledger import read_rows
     from monoeval.suite.run import run
 
@@ -172,6 +172,16 @@ def test_margins_stability_and_drift_are_those_of_the_suite(tmp_path: Path) -> N
     assert none["cosine under change"]["value"] is None
     assert "no decoder" in inspect("relu", *asked).stdout
     assert "the method draws nothing" in inspect("pca", *asked).stdout
+
+
+def test_seeds_are_not_fitted_where_there_is_no_dictionary_to_compare(cache: Path, tmp_path: Path) -> None:
+    quick = ("--params", "width=16,steps=5,n_views=2", "--out", str(tmp_path / "page.html"))
+    asked = (*NETWORK, "--limit", "60", "--count", "1", *quick, "--seeds", "3", "--corruption", "fog")
+    found = inspect("ncl-head", *asked)
+    assert re.search(r"stability over seeds +n/a +the method has no decoder", found.stdout)
+    assert re.search(r"explained variance shift +n/a +the method has no decoder", found.stdout)
+    assert "under fog of severity 3" in found.stdout
+    assert len(list((cache / "adapters").glob("*/adapter.json"))) == 1
 
 
 class Fixed(Adapter):

@@ -271,6 +271,29 @@ def test_what_does_not_fit_the_features_is_told_before_there_are_any(
     assert not (cache / "features").exists()
 
 
+def test_backbones_are_loaded_beforehand_only_where_settings_might_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = {"weights": "random", "image_size": 32}
+    models = [{"model": name, **network} for name in ("test_resnet", "test_vit")]
+    study = {"models": models, "seeds": 1, "scenarios": ["clean"], "data": {"name": "digits", "limit": 40}}
+    loaded, load = [], frozen.load_backbone
+
+    def counted(spec: Any, **options: Any) -> Any:
+        loaded.append(spec.model)
+        return load(spec, **options)
+
+    monkeypatch.setattr(frozen, "load_backbone", counted)
+    frozen._loaded.cache_clear()
+    run({**study, "methods": ["relu"]}, out=tmp_path)
+    assert loaded == ["test_resnet", "test_vit"]
+    loaded.clear()
+    frozen._loaded.cache_clear()
+    with pytest.raises(UsageError, match="test_vit: k is 600 and the dictionary has 512 latents"):
+        run({**study, "methods": [{"method": "sae", "params": {"k": 600}}]}, out=tmp_path)
+    assert loaded == ["test_resnet", "test_vit"]
+
+
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the command says on stderr, on one line, where it is typed wrongly."""
     monkeypatch.setattr(sys, "argv", ["monoeval", *arguments])
