@@ -85,7 +85,7 @@ def inspect(
     assert source is not None
     images = load_data(source.model_copy(update={"limit": limit}))
     name = adapter if isinstance(subject, Path) else subject.method
-    asked = [adapter if isinstance(subject, Path) else subject, backbone, source, limit, seed]
+    asked = [adapter if isinstance(subject, Path) else subject, backbone, source, limit, seed, other, change]
     default = f"inspect-{'-'.join(map(o.short, (name, model, source.label)))}-{key(asked)[:6]}.html"
     page = out or Path("runs") / default
     _check_writable(page)

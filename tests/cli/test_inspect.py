@@ -92,6 +92,7 @@ def test_a_reference_gives_the_monosemanticity_score(tmp_path: Path, monkeypatch
     assert found["ranked by"] == "monosemanticity score"
     assert re.fullmatch(r"runs/inspect-relu-test_resnet-digits-[0-9a-f]{6}\.html", found["page"])
     assert "model.py:pixels" in Path(found["page"]).read_text(encoding="utf-8")
+    assert said("relu", *NETWORK, "--limit", "60", "--count", "1")["page"] != found["page"]
 
     from monoeval.backbones.extract import extract
     from monoeval.backbones.load import load_backbone
