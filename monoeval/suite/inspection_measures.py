@@ -14,6 +14,7 @@ from monoeval.data.images import Data, Ints, Transform
 from monoeval.errors import MonoevalError
 from monoeval.keys import draw_seed
 from monoeval.metrics.dictionary import coherence
+from monoeval.metrics.drift import drift
 from monoeval.metrics.latents import MIN_SUPPORT, Latents
 from monoeval.metrics.separation import scatter_ratio
 from monoeval.probes.codes import TrainingCodes
@@ -93,19 +94,24 @@ def margins(train: Codes, test: Codes, data: Data) -> tuple[Measure, ...]:
     labels, rows = data.train.labels, np.arange(len(data.train))
     permuted = np.random.default_rng(draw_seed("inspection", "permuted")).permutation(labels)
     problems = [Problem(rows, given, groups=data.train.groups) for given in (labels, permuted)]
-    titles = {"margin": "margin", "margin_low": "margin, of the lowest 5 %"}
+    said = {
+        "margin": (
+            "margin",
+            "median; the true class's logit less the largest other, of a probe on training rows",
+        ),
+        "margin_low": (
+            "margin, of the lowest 5 %",
+            "5 % of rows do not exceed it; below 0 a row is classified wrongly",
+        ),
+    }
     try:
         probes = fit_probes(TrainingCodes.of(train), problems, len(data.train.class_names), Logistic())
         own, chance = (
             measures.margins(test, np.arange(len(test)), data.test.labels, probes, member) for member in (0, 1)
         )
     except MonoevalError as error:  # a measure that cannot be made takes no other with it
-        return tuple(Measure(title, None, note=str(error)) for title in titles.values())
-    notes = {
-        "margin": "median; the true class's logit less the largest other, by a probe on all training rows",
-        "margin_low": "what 5 % of rows do not exceed; below 0 a row is classified wrongly",
-    }
-    return tuple(Measure(titles[name], own.get(name), chance.get(name), notes[name]) for name in titles)
+        return tuple(Measure(title, None, note=str(error)) for title, _ in said.values())
+    return tuple(Measure(title, own.get(name), chance.get(name), note) for name, (title, note) in said.items())
 
 
 def stability(method: str, first: Adapter, others: Iterable[Adapter], alone: str) -> Measure:
@@ -136,20 +142,14 @@ def drifts(clean: Codes, changed: Codes | None, corruption: Transform | None) ->
     titles = "cosine under change", "Jaccard under change", "L0 shift under change", "explained variance shift"
     if changed is None or corruption is None:
         return tuple(Measure(title, None, note="needs --corruption") for title in titles)
-    found = measures.moved(clean, changed)
+    found = drift(clean, changed)
     name = SUBSTITUTES.get(corruption.name, corruption.name)
     under = f"under {name} of severity {corruption.severity:g}"
-
-    def shift(name: str) -> float | None:
-        both = [found.get(f"{name}_{which}") for which in ("clean", "corrupted")]
-        return None if None in both else found[f"{name}_corrupted"] - found[f"{name}_clean"]
-
-    explained = shift("explained")
-    values = found.get("cosine"), found.get("jaccard"), shift("l0"), explained
+    values = found.cosine, found.jaccard, found.l0_shift, found.explained_shift
     notes = (
         f"of an image's two codes, {under}",
         f"of its two sets of active latents, {under}",
         under,
-        NO_DECODER if explained is None else under,
+        NO_DECODER if math.isnan(found.explained_shift) else under,
     )
     return tuple(map(Measure, titles, values, [None] * len(titles), notes))

@@ -93,9 +93,8 @@ def dictionary_learning(folder: Path) -> None:
         for file in (folder / name / "trainer_0").iterdir():
             file.rename(folder / name / file.name)
         (folder / name / "trainer_0").rmdir()
-        if (
-            name == "AutoEncoderNew"
-        ):  # its trainer writes that it is the plain class, which the library cannot load
+        # its trainer calls it the plain class, which the library cannot load
+        if name == "AutoEncoderNew":
             loaded = dictionary.AutoEncoderNew.from_pretrained(folder / name / "ae.pt")
         else:
             loaded, _ = load_dictionary(str(folder / name), "cpu")
